@@ -75,6 +75,7 @@
 //!          diagnosis: why a migration is stuck, whoever started it; above qemu, and used by the command alone
 //!          nbd: the wire to exports, below storage and above as qmp is
 //!          recording: the transcripts that runs leave, above qmp and qemu; the command's
+//!          experiment: sweeps of migrations and their figures, each migration a process of its own; the command's
 //!          quantity, run_id, progress, codes, trust: leaves that all may use
 //! ```
 //!
@@ -114,6 +115,8 @@ mod codes;
 mod convergence;
 mod diagnosis;
 mod endpoint;
+#[cfg(feature = "cli")]
+mod experiment;
 mod handover;
 mod journal;
 mod memory;

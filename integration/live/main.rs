@@ -25,4 +25,5 @@ mod recovery;
 mod storage;
 mod strangers;
 mod support;
+mod sweep;
 mod watch;

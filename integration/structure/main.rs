@@ -73,6 +73,17 @@ const PURE: &[&str] = &[
     "convergence/simulate.rs",
     "convergence/stage.rs",
     "endpoint/address.rs",
+    "experiment/analysis.rs",
+    "experiment/command.rs",
+    "experiment/condition.rs",
+    "experiment/debug_lines.rs",
+    "experiment/grid.rs",
+    "experiment/limits.rs",
+    "experiment/measures.rs",
+    "experiment/metrics.rs",
+    "experiment/spec.rs",
+    "experiment/spec_error.rs",
+    "experiment/statistics.rs",
     "handover/judgement.rs",
     "handover/ownership.rs",
     "handover/verdict.rs",
@@ -278,10 +289,13 @@ fn every_module_says_what_it_is() {
 /// An embedder's user has no flags: the library names settings, and the command alone says `--nbd-address`.
 #[test]
 fn no_text_outside_the_command_names_a_flag() {
-    const OF_OTHER_PROGRAMS: [(&str, &str); 3] = [
+    const OF_OTHER_PROGRAMS: [(&str, &str); 6] = [
         ("storage/files/qemu_img.rs", "--output=json"),
         ("diagnosis/way_in/virsh_domain.rs", "--domain"),
         ("diagnosis/way_in/virsh_bridge.rs", "--loop"),
+        ("experiment/command.rs", "--policy"),
+        ("experiment/engine_run.rs", "--"), // the command that a trial runs
+        ("experiment/started_qemu.rs", "--pdeathsig"),
     ];
     // a test, which makes a document for the command's users
     const DOCUMENT: &str = "codes/document.rs";
@@ -294,5 +308,25 @@ fn no_text_outside_the_command_names_a_flag() {
             let known = OF_OTHER_PROGRAMS.iter().any(|(file, option)| path == *file && flag.starts_with(option));
             assert!(known, "{path} names a flag: {flag}");
         }
+    }
+}
+
+/// integration/sweep_guest/build writes the file and the sums of what it was made from.
+#[test]
+fn the_guest_that_ships_is_of_these_sources() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration/sweep_guest");
+    let sums = "../../src/experiment/guest/sources.sha256";
+    let checked = std::process::Command::new("sha256sum")
+        .args(["--check", "--quiet", "--strict", sums])
+        .current_dir(&folder)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert!(checked.status.success(), "{said}: run integration/sweep_guest/build and commit what it writes");
+    let listed = fs::read_to_string(folder.join(sums)).unwrap();
+    let sources = fs::read_dir(folder.join("src")).unwrap().flatten().map(|entry| entry.file_name());
+    for source in sources {
+        let name = format!("src/{}", source.to_string_lossy());
+        assert!(listed.lines().any(|line| line.ends_with(&name)), "{name} is not among the sources");
     }
 }

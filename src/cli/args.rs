@@ -5,6 +5,7 @@ use super::{
     exit,
     history::HistoryArguments,
     replay::ReplayArguments,
+    sweep::SweepArguments,
     transcript::TranscriptArguments,
     values::{duration, policy},
     watch_options::WatchArguments,
@@ -54,6 +55,18 @@ impl Arguments {
     pub fn read(words: &[OsString]) -> Result<Self, ExitCode> {
         Self::try_parse_from(words).map_err(|error| exit::refused_words(&error, words))
     }
+
+    /// Looks whether words would be understood, and gives what would be said of them otherwise.
+    ///
+    /// # Errors
+    /// The first sentence about what is wrong.
+    pub(super) fn check(words: &[String]) -> Result<(), String> {
+        Self::try_parse_from(words).map(|_| ()).map_err(|error| {
+            let said = error.to_string();
+            let said = said.strip_prefix("error: ").unwrap_or(&said);
+            said.split("\n\nUsage").next().unwrap_or(said).trim_end().to_owned()
+        })
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -83,6 +96,7 @@ pub(super) enum Verb {
     Replay(Box<ReplayArguments>),
     Diagnose(Box<Diagnose>),
     Watch(WatchArguments),
+    Sweep(Box<SweepArguments>),
 }
 
 impl Verb {
@@ -97,6 +111,7 @@ impl Verb {
             Self::Replay(options) => options.json,
             Self::Diagnose(options) => options.json,
             Self::Watch(options) => options.json,
+            Self::Sweep(options) => options.json,
         }
     }
 }

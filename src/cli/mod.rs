@@ -23,6 +23,7 @@ mod replay;
 mod screen;
 mod shell;
 mod signals;
+mod sweep;
 mod transcript;
 mod tree;
 mod values;
@@ -51,6 +52,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         args::Verb::Replay(options) => replay::run(&options),
         args::Verb::Diagnose(options) => runtime.block_on(diagnose::run(&options)),
         args::Verb::Watch(options) => runtime.block_on(watch::run(&options)),
+        args::Verb::Sweep(options) => runtime.block_on(sweep::run(&options, Arguments::check)),
     };
     // a journal whose disk hangs is waited for no longer than it was
     runtime.shutdown_background();

@@ -166,7 +166,7 @@ fn healthy(looks: &PairLooks) -> String {
     if let Some((mirror, needed)) = untold.max_by(|(_, one), (_, other)| one.total_cmp(other)) {
         return format!(
             "Nothing wrong was seen, and that is too early to tell: at its limit of {} the mirror {} copies in bursts; \
-             look with --for {needed:.0}s.",
+             look for {needed:.0} s.",
             Rate(mirror.speed),
             mirror.device
         );

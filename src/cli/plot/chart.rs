@@ -31,7 +31,7 @@ const LINE_OF_FONT: f64 = 1.24;
 const STAND_INS: usize = 256;
 const STAND_IN: (u8, u8) = (1, 2);
 /// The dashes of the lines of a chart, in their order.
-pub(super) const LINE_STYLES: [(PlotColour, &str); 8] = [
+pub(crate) const LINE_STYLES: [(PlotColour, &str); 8] = [
     (PlotColour::Blue, ""),
     (PlotColour::Orange, "7 3"),
     (PlotColour::Green, "2 3"),
@@ -255,10 +255,10 @@ impl TimeChart {
 
 /// The colours that stand in for lines with their dashes.
 #[derive(Debug, Default)]
-pub(super) struct StandIns(Vec<(PlotColour, &'static str)>);
+pub(crate) struct StandIns(Vec<(PlotColour, &'static str)>);
 
 impl StandIns {
-    fn stand_in(&mut self, style: (PlotColour, &'static str)) -> RGBColor {
+    pub(crate) fn stand_in(&mut self, style: (PlotColour, &'static str)) -> RGBColor {
         let known = self.0.iter().position(|known| *known == style);
         let at = known.unwrap_or_else(|| {
             self.0.push(style);
@@ -268,7 +268,7 @@ impl StandIns {
     }
 
     /// The SVG with the lines' own colours and dashes.
-    pub(super) fn replaced(&self, mut svg: String) -> String {
+    pub(crate) fn replaced(&self, mut svg: String) -> String {
         for (at, (colour, dashes)) in self.0.iter().enumerate() {
             let stand_in = format!("stroke=\"#{:02X}{:02X}{at:02X}\"", STAND_IN.0, STAND_IN.1);
             let dashes = if dashes.is_empty() { String::new() } else { format!(" stroke-dasharray=\"{dashes}\"") };

@@ -11,11 +11,11 @@ const WIDTH: f64 = 0.6;
 /// The same for a character that is not ASCII.
 const WIDE: f64 = 1.1;
 /// The factor by which bold letters are wider.
-pub(super) const BOLD: f64 = 1.15;
+pub(crate) const BOLD: f64 = 1.15;
 
 /// A colour by its use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum PlotColour {
+pub(crate) enum PlotColour {
     Paper,
     Ink,
     Soft,
@@ -62,18 +62,18 @@ impl PlotColour {
     }
 
     /// The colour on paper, as it is written in SVG.
-    pub(super) fn hex(self) -> &'static str {
+    pub(crate) fn hex(self) -> &'static str {
         self.pair().0
     }
 
-    pub(super) fn rgb(self) -> RGBColor {
+    pub(crate) fn rgb(self) -> RGBColor {
         let part = |at: usize| u8::from_str_radix(&self.hex()[at..at + 2], 16).unwrap_or_default();
         RGBColor(part(1), part(3), part(5))
     }
 }
 
 /// The style sheet that gives each colour its twin on a dark screen. Paper stays light.
-pub(super) fn style_sheet() -> String {
+pub(crate) fn style_sheet() -> String {
     let mut sheet = "<style>@media screen and (prefers-color-scheme: dark){".to_owned();
     for colour in PlotColour::ALL {
         let (light, dark) = colour.pair();
@@ -86,7 +86,7 @@ pub(super) fn style_sheet() -> String {
 }
 
 /// A text fit for XML and HTML: markup is escaped, and what neither may hold is shown as a question mark.
-pub(super) fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -106,17 +106,17 @@ pub(super) fn escaped(text: &str) -> String {
 }
 
 /// The width of a text of this size in pixels, rather too much than too little.
-pub(super) fn text_width(text: &str, size: f64) -> f64 {
+pub(crate) fn text_width(text: &str, size: f64) -> f64 {
     text.chars().map(|c| if c.is_ascii() { WIDTH } else { WIDE }).sum::<f64>() * size
 }
 
 /// The same for a text in bold letters.
-pub(super) fn heading_width(text: &str, size: f64) -> f64 {
+pub(crate) fn heading_width(text: &str, size: f64) -> f64 {
     text_width(text, size) * BOLD
 }
 
 /// The text, or as much of the text as fits.
-pub(super) fn fitted(text: &str, size: f64, width: f64) -> String {
+pub(crate) fn fitted(text: &str, size: f64, width: f64) -> String {
     if text_width(text, size) <= width {
         return text.to_owned();
     }
@@ -129,7 +129,7 @@ pub(super) fn fitted(text: &str, size: f64, width: f64) -> String {
 }
 
 /// The text in lines that fit; a word that is too long is cut.
-pub(super) fn wrapped(text: &str, size: f64, width: f64) -> Vec<String> {
+pub(crate) fn wrapped(text: &str, size: f64, width: f64) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
         let line = lines.last().map_or("", String::as_str);
@@ -144,7 +144,7 @@ pub(super) fn wrapped(text: &str, size: f64, width: f64) -> Vec<String> {
 
 /// Where a text is, seen from its point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum TextSide {
+pub(crate) enum TextSide {
     After,
     Before,
     Around,
@@ -152,21 +152,21 @@ pub(super) enum TextSide {
 
 /// Marks and texts in SVG, one after the other.
 #[derive(Debug, Default)]
-pub(super) struct SvgOverlay {
+pub(crate) struct SvgOverlay {
     svg: String,
 }
 
 impl SvgOverlay {
-    pub(super) fn finish(self) -> String {
+    pub(crate) fn finish(self) -> String {
         self.svg
     }
 
     /// A text on one line, whose base line is at `y`.
-    pub(super) fn text(&mut self, (x, y): (f64, f64), size: f64, side: TextSide, colour: PlotColour, text: &str) {
+    pub(crate) fn text(&mut self, (x, y): (f64, f64), size: f64, side: TextSide, colour: PlotColour, text: &str) {
         self.styled_text((x, y), size, side, colour, "", text);
     }
 
-    pub(super) fn heading(&mut self, (x, y): (f64, f64), size: f64, text: &str) {
+    pub(crate) fn heading(&mut self, (x, y): (f64, f64), size: f64, text: &str) {
         self.styled_text((x, y), size, TextSide::After, PlotColour::Ink, " font-weight=\"bold\"", text);
     }
 
@@ -193,7 +193,7 @@ impl SvgOverlay {
     }
 
     /// A filled rectangle.
-    pub(super) fn block(&mut self, (x, y): (f64, f64), (width, height): (f64, f64), colour: PlotColour) {
+    pub(crate) fn block(&mut self, (x, y): (f64, f64), (width, height): (f64, f64), colour: PlotColour) {
         let (width, colour) = (width.max(1.0), colour.hex());
         self.put(&format!(
             "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" fill=\"{colour}\"/>"
@@ -201,7 +201,7 @@ impl SvgOverlay {
     }
 
     /// The outline of a rectangle; dashes tell one kind from another.
-    pub(super) fn outline(
+    pub(crate) fn outline(
         &mut self,
         (x, y): (f64, f64),
         (width, height): (f64, f64),
@@ -216,14 +216,14 @@ impl SvgOverlay {
     }
 
     /// Nothing to see, but something to point at.
-    pub(super) fn hit_area(&mut self, (x, y): (f64, f64), (width, height): (f64, f64)) {
+    pub(crate) fn hit_area(&mut self, (x, y): (f64, f64), (width, height): (f64, f64)) {
         self.put(&format!(
             "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" fill=\"none\" \
              pointer-events=\"all\"/>"
         ));
     }
 
-    pub(super) fn line(
+    pub(crate) fn line(
         &mut self,
         (x1, y1): (f64, f64),
         (x2, y2): (f64, f64),
@@ -239,7 +239,7 @@ impl SvgOverlay {
     }
 
     /// A rhombus: the mark of a moment.
-    pub(super) fn rhombus(&mut self, (x, y): (f64, f64), radius: f64, colour: PlotColour) {
+    pub(crate) fn rhombus(&mut self, (x, y): (f64, f64), radius: f64, colour: PlotColour) {
         self.put(&format!(
             "<path d=\"M{x:.1} {:.1}L{:.1} {y:.1}L{x:.1} {:.1}L{:.1} {y:.1}Z\" fill=\"{}\"/>",
             y - radius,
@@ -251,7 +251,7 @@ impl SvgOverlay {
     }
 
     /// What `draw` draws, as one group of this kind that says `title` when it is pointed at.
-    pub(super) fn titled(&mut self, class: &str, title: &str, draw: impl FnOnce(&mut Self)) {
+    pub(crate) fn titled(&mut self, class: &str, title: &str, draw: impl FnOnce(&mut Self)) {
         self.put(&format!("<g class=\"{class}\"><title>{}</title>", escaped(title)));
         draw(self);
         self.put("</g>");

@@ -4,10 +4,10 @@
 //! a file that somebody else has made.
 
 mod blackout;
-mod chart;
+pub(crate) mod chart;
 mod content;
 mod file;
-mod ink;
+pub(crate) mod ink;
 mod page;
 mod sheet;
 

@@ -372,7 +372,7 @@ mod tests {
         let told = |side: SideLooks| Diagnosis::of(&PairLooks { source: Some(side), destination: None }, Vec::new());
         // at 2 MiB/s a burst of 16 MiB leaves each 8 s
         let slow = told(limited(2 << 20, &[(4444, 0)]));
-        assert!(slow.causes.is_empty() && slow.verdict.contains("--for 17s"), "{slow:#?}");
+        assert!(slow.causes.is_empty() && slow.verdict.contains("look for 17 s"), "{slow:#?}");
         // a limit that explains nothing, and a connection that is not there
         let quick = told(limited(64 << 20, &[(4444, 0)]));
         assert_eq!(quick.causes[0].code, DiagnosisCode::MirrorStalledIdle);

@@ -1,0 +1,171 @@
+//! `qferry sweep`: real trials with the guest that ships with qferry, a kill in their midst, and what is kept.
+
+use super::command::text;
+use qferry_bed::Build;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+/// Everything takes far less; a busy host may give a guest a tenth of its time.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+fn spec() -> String {
+    let build = Build::locate("10.0.13").expect("scripts/setup has unpacked it");
+    format!(
+        "name = \"a small one\"\nrepeats = 2\nwarm-up = \"200ms\"\nbefore = \"400ms\"\nafter = \"600ms\"\n\
+         [machine]\nqemu = \"{}\"\nqemu-img = \"{}\"\naccelerator = \"tcg\"\nmemory = \"96MiB\"\n\
+         [disks]\nsize = \"64MiB\"\nfilled = \"8MiB\"\n\
+         [workload]\nmemory = \"16MiB\"\ndirty = \"2MiB/s\"\npattern = \"random\"\nspan = \"16MiB\"\n\
+         [[factor]]\nfield = \"migrate.downtime\"\nvalues = [\"100ms\", \"300ms\"]\n",
+        build.program("qemu-system-x86_64").display(),
+        build.program("qemu-img").display(),
+    )
+}
+
+fn sweep(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qferry"));
+    command.arg("sweep").args(arguments).current_dir(folder).env("XDG_RUNTIME_DIR", folder.join("run"));
+    command
+}
+
+fn trials(folder: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(folder.join("out/trials.jsonl")).unwrap_or_default();
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// The processes that have a file of this folder in their command line.
+fn processes(folder: &Path) -> Vec<String> {
+    let name = folder.display().to_string();
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let lines = all.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    let lines = lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " "));
+    lines.filter(|line| line.contains(&name)).collect()
+}
+
+#[test]
+fn a_sweep_that_is_killed_goes_on_and_keeps_every_trial() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    fs::create_dir(folder.join("run")).unwrap();
+    fs::write(folder.join("spec.toml"), spec()).unwrap();
+    let mut first = sweep(folder, &["spec.toml", "--out", "out"]).stderr(Stdio::null()).spawn().unwrap();
+    let began = Instant::now();
+    while trials(folder).is_empty() {
+        assert!(began.elapsed() < PATIENCE && first.try_wait().unwrap().is_none(), "the first trial comes to no end");
+        sleep(Duration::from_millis(20));
+    }
+    kill_process(Pid::from_child(&first), Signal::KILL).unwrap();
+    first.wait().unwrap();
+    let began = Instant::now();
+    while !processes(folder).is_empty() {
+        assert!(
+            began.elapsed() < Duration::from_secs(20),
+            "what the sweep started outlives it: {:?}",
+            processes(folder)
+        );
+        sleep(Duration::from_millis(20));
+    }
+    let kept = trials(folder).len();
+    assert!((1..4).contains(&kept), "{kept}");
+
+    let rest = sweep(folder, &["spec.toml", "--out", "out", "--resume", "--goal", "blackout<100s"]).output().unwrap();
+    assert!(rest.status.success(), "{}", text(&rest.stderr));
+    assert!(text(&rest.stdout).starts_with("blackout<100s: "), "{}", text(&rest.stdout));
+    assert_eq!(processes(folder), [] as [String; 0]);
+    assert!(!folder.join("out/images").exists());
+
+    let trials = trials(folder);
+    let numbers: BTreeSet<u64> = trials.iter().filter_map(|trial| trial["trial"].as_u64()).collect();
+    assert_eq!((numbers.len(), trials.len()), (4, 4), "every trial once");
+    for trial in &trials {
+        assert_eq!((&trial["outcome"], &trial["invalid"]), (&"moved".into(), &serde_json::json!([])), "{trial}");
+        let figure = |name: &str| trial["figures"][name].as_f64().unwrap_or_else(|| panic!("no {name} in {trial}"));
+        assert!(figure("verified.pages") >= 4096.0 && figure("verified.blocks") >= 128.0, "all data was read: {trial}");
+        let spans = trial["figures"].as_object().unwrap().iter().filter(|(name, _)| name.starts_with("ledger."));
+        let sum: f64 = spans.filter_map(|(_, value)| value.as_f64()).sum();
+        assert!((sum - figure("blackout")).abs() < 0.01, "the ledger sums up to the blackout: {trial}");
+        assert!(figure("outside.beats") >= figure("blackout") * 0.5, "a guest that is stopped is not heard: {trial}");
+        for name in ["outside.echo", "guest.pages.before", "guest.writes.after", "disk.bytes", "cpu.engine", "command"]
+        {
+            assert!(figure(name) > 0.0, "{name}: {trial}");
+        }
+    }
+    // one guest goes to and fro: the second of each sweep's trials is its second migration
+    assert!(trials.iter().any(|trial| trial["leg"].as_u64() >= Some(2)));
+    shows_its_results(&folder.join("out"));
+
+    let same = sweep(folder, &["--compare", "out", "out", "--fail-if", "blackout>1.1x"]).output().unwrap();
+    assert!(same.status.success(), "{}", text(&same.stderr));
+    let worse = sweep(folder, &["--out", "out", "--fail-if", "blackout.max>0.001ms"]).output().unwrap();
+    assert_eq!(worse.status.code(), Some(1));
+}
+
+/// Tables with a row each, and a report with its pictures.
+fn shows_its_results(out: &Path) {
+    let read = |name: &str| fs::read_to_string(out.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    assert_eq!(read("trials.csv").lines().count(), 5);
+    assert!(read("results.csv").lines().count() > 4 * 30);
+    assert!(read("metrics.csv").lines().count() > 40);
+    assert!(read("data_quality.csv").starts_with("trial,counts,censored,why"));
+    let report = read("report.html");
+    for foreign in ["<script", "src=", "href=", "url(", "@import"] {
+        assert!(!report.contains(foreign), "the report fetches or runs something: {foreign}");
+    }
+    let pictures: Vec<_> = fs::read_dir(out.join("plots")).unwrap().flatten().map(|entry| entry.path()).collect();
+    assert!(pictures.len() >= 8, "{pictures:?}");
+    assert_eq!(report.matches("<svg").count(), 2 * pictures.len(), "each for wide and for narrow pages");
+    for picture in pictures {
+        let svg = fs::read_to_string(&picture).unwrap();
+        assert!(roxmltree::Document::parse(&svg).is_ok(), "{}", picture.display());
+    }
+}
+
+#[test]
+fn a_limit_ends_a_trial_and_the_trial_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    fs::create_dir(folder.join("run")).unwrap();
+    let spec = spec().replace("repeats = 2", "repeats = 1\nlimit = \"2s\"\nverify = false");
+    let spec = spec.replace("values = [\"100ms\", \"300ms\"]", "values = [\"100ms\"]");
+    fs::write(folder.join("spec.toml"), spec + "[migrate]\nbandwidth = \"1MiB/s\"\n").unwrap();
+    let ran = sweep(folder, &["spec.toml", "--out", "out", "--json"]).output().unwrap();
+    assert!(ran.status.success(), "{}", text(&ran.stderr));
+    let trials = trials(folder);
+    assert_eq!((&trials[0]["outcome"], &trials[0]["censored"]), (&"cancelled".into(), &true.into()), "{trials:?}");
+    let lines: Vec<Value> = text(&ran.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.iter().map(|line| line["type"].as_str().unwrap()).collect::<Vec<_>>(), ["trial", "sweep"]);
+    let quality = fs::read_to_string(folder.join("out/data_quality.csv")).unwrap();
+    assert!(
+        quality.contains("0,no,yes,\"the guest did not move (cancelled): the limit of the sweep was reached\"")
+            || quality.contains("0,no,yes,the guest did not move (cancelled): the limit of the sweep was reached"),
+        "{quality}"
+    );
+}
+
+#[test]
+fn a_spec_that_cannot_be_used_starts_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let wrong = |spec: &str, words: &[&str]| {
+        fs::write(folder.join("spec.toml"), spec).unwrap();
+        let ran = sweep(folder, &["spec.toml", "--out", "out"]).output().unwrap();
+        assert_eq!(ran.status.code(), Some(2), "{spec}");
+        words.iter().for_each(|word| assert!(text(&ran.stderr).contains(word), "{spec}: {}", text(&ran.stderr)));
+        assert!(!folder.join("out").exists());
+    };
+    wrong("repeats = 0", &["line 1", "repeats is 0", "at least 1"]);
+    wrong("[migrate]\ndowntme = \"5ms\"", &["[migrate]", "downtme"]);
+    wrong("[migrate]\ndowntime = \"fast\"", &["[migrate]", "fast", "50ms"]);
+    let example = sweep(folder, &["--example"]).output().unwrap();
+    fs::write(folder.join("example.toml"), &example.stdout).unwrap();
+    let plan = sweep(folder, &["example.toml", "--plan"]).output().unwrap();
+    assert!(plan.status.success(), "{}", text(&plan.stderr));
+    assert!(text(&plan.stdout).contains("20 trials"), "{}", text(&plan.stdout));
+}

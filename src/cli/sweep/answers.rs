@@ -1,0 +1,206 @@
+//! What a sweep answers: the setting that meets a goal, how two sweeps differ, and whether a condition fails.
+
+use super::picture::number;
+use crate::{
+    cli::render,
+    experiment::{
+        ComparedFigure, FigureBound, FigureCondition, FigureStatistic, GoalCertainty, IntervalEstimate, MetGoal,
+        SweepAnalysis, SweepPlan, SweepResults, compared, definition, meeting,
+    },
+};
+use serde_json::{Value, json};
+use std::{fmt::Write as _, path::Path};
+
+/// The figures by which two sweeps are compared.
+const COMPARED: [(&str, f64); 7] = [
+    ("blackout", 0.5),
+    ("blackout", 0.99),
+    ("outside.beats", 0.5),
+    ("total", 0.5),
+    ("guest.pages.during", 0.5),
+    ("cpu.engine", 0.5),
+    ("ram.bytes", 0.5),
+];
+
+/// A folder with its plan.
+pub(super) struct ReadSweep {
+    pub(super) plan: SweepPlan,
+    pub(super) results: SweepResults,
+}
+
+impl ReadSweep {
+    /// Reads the folder of a sweep.
+    pub(super) fn of(folder: &Path) -> Result<Self, String> {
+        let (results, text) = SweepResults::read(folder).map_err(|error| error.to_string())?;
+        let plan = SweepPlan::read(&text).map_err(|error| format!("{}: {error}", folder.display()))?;
+        if results.records.is_empty() {
+            return Err(format!("{}: no trial is kept there", folder.display()));
+        }
+        Ok(Self { plan, results })
+    }
+
+    pub(super) fn analysis(&self) -> SweepAnalysis<'_> {
+        SweepAnalysis::new(&self.plan, &self.results.records)
+    }
+}
+
+fn with_interval(estimate: IntervalEstimate) -> String {
+    match estimate.interval {
+        Some((low, high)) => format!("{} ({} to {})", number(estimate.value), number(low), number(high)),
+        None => number(estimate.value),
+    }
+}
+
+fn interval_json(estimate: IntervalEstimate) -> Value {
+    json!({ "value": estimate.value, "interval": estimate.interval.map(|(low, high)| [low, high]) })
+}
+
+/// Names the setting with the least total time that meets the goal; `false` where none does.
+pub(super) fn goal(plan: &SweepPlan, analysis: &SweepAnalysis<'_>, goal: &FigureCondition, as_json: bool) -> bool {
+    let met = meeting(analysis, goal, plan.spec.seed);
+    let text = goal_words(plan, goal, &met);
+    if as_json {
+        let settings: Vec<Value> = met
+            .iter()
+            .map(|met| {
+                json!({ "configuration": met.configuration, "levels": plan.configurations[met.configuration].levels,
+                    "figure": interval_json(met.figure), "total": interval_json(met.total),
+                    "sure": met.certainty == GoalCertainty::Sure, "met": met.met, "tried": met.tried })
+            })
+            .collect();
+        let object = json!({ "v": 1, "type": "goal", "t_ms": 0, "goal": goal.to_string(), "settings": settings });
+        // the exit code says what the reader of stdout misses
+        render::object(&object).ok();
+        render::say(text.trim_end());
+    } else {
+        render::print(&text);
+    }
+    !met.is_empty()
+}
+
+fn goal_words(plan: &SweepPlan, goal: &FigureCondition, met: &[MetGoal]) -> String {
+    let Some(best) = met.first() else {
+        return format!("{goal}: no setting of which every trial moved its guest meets it\n");
+    };
+    let unit = definition(&goal.figure).map_or("", |metric| metric.unit);
+    let sure = match (best.certainty, best.figure.interval) {
+        (GoalCertainty::Sure, _) => "the whole 95 % interval meets it",
+        (GoalCertainty::Likely, Some(_)) => "a part of the 95 % interval does not meet it: more repeats would tell",
+        (GoalCertainty::Likely, None) => "fewer than 5 trials: too few to tell how sure that is",
+    };
+    let mut text = format!(
+        "{goal}: {}\n  {}  {} {unit}, {} of {} trials met it; {sure}\n  total     {} ms\n",
+        plan.configurations[best.configuration],
+        goal.figure,
+        with_interval(best.figure),
+        best.met,
+        best.tried,
+        with_interval(best.total),
+    );
+    for other in &met[1..] {
+        // a String takes everything
+        writeln!(
+            text,
+            "  also met by {}: {} {unit}, total {} ms",
+            plan.configurations[other.configuration],
+            number(other.figure.value),
+            number(other.total.value)
+        )
+        .ok();
+    }
+    text
+}
+
+/// Sets two sweeps side by side, and gives the conditions that hold.
+pub(super) fn compare(
+    before: &ReadSweep,
+    after: &ReadSweep,
+    fails: &[FigureCondition],
+    as_json: bool,
+) -> Result<Vec<String>, String> {
+    let mut figures: Vec<(String, FigureStatistic)> =
+        COMPARED.iter().map(|(figure, share)| ((*figure).to_owned(), FigureStatistic::Quantile(*share))).collect();
+    let own = figures.len();
+    figures.extend(fails.iter().map(|condition| (condition.figure.clone(), condition.statistic)));
+    let seed = after.plan.spec.seed;
+    let (before, after) = (before.analysis(), after.analysis());
+    let rows = compared(&before, &after, &figures[..own], seed);
+    if rows.is_empty() {
+        return Err("the two have no setting in common of which trials count".into());
+    }
+    let mut failed = Vec::new();
+    for (condition, figure) in fails.iter().zip(&figures[own..]) {
+        for row in compared(&before, &after, std::slice::from_ref(figure), seed) {
+            if condition.holds(row.after.value, Some(row.before.value)) == Some(true) {
+                failed.push(format!(
+                    "{condition} holds with {}: {} after {}",
+                    row.configuration,
+                    number(row.after.value),
+                    number(row.before.value)
+                ));
+            }
+        }
+    }
+    if as_json {
+        for row in &rows {
+            render::object(&compared_json(row)).ok();
+        }
+    } else {
+        render::print(&compared_words(&rows));
+    }
+    Ok(failed)
+}
+
+fn compared_json(row: &ComparedFigure) -> Value {
+    json!({ "v": 1, "type": "comparison", "t_ms": 0, "configuration": row.configuration, "figure": row.figure, "statistic": row.statistic.to_string(),
+        "before": interval_json(row.before), "after": interval_json(row.after), "differs": row.differs })
+}
+
+fn compared_words(rows: &[ComparedFigure]) -> String {
+    let mut text = String::new();
+    let mut setting = "";
+    for row in rows {
+        if row.configuration != setting {
+            setting = &row.configuration;
+            writeln!(text, "{setting}").ok();
+        }
+        let unit = definition(&row.figure).map_or("", |metric| metric.unit);
+        let ratio = row.after.value / row.before.value;
+        let ratio = if ratio.is_finite() { format!("{ratio:.2}x") } else { "–".into() };
+        let differs = match row.differs {
+            Some(true) => "the intervals have nothing in common",
+            Some(false) => "the intervals overlap",
+            None => "too few trials for intervals",
+        };
+        writeln!(
+            text,
+            "  {:<24} {:>26} -> {:<26} {ratio:>7}  {differs}",
+            format!("{}.{}, {unit}", row.figure, row.statistic),
+            with_interval(row.before),
+            with_interval(row.after)
+        )
+        .ok();
+    }
+    text
+}
+
+/// The conditions on one sweep that hold.
+pub(super) fn failing(
+    plan: &SweepPlan,
+    analysis: &SweepAnalysis<'_>,
+    fails: &[FigureCondition],
+) -> Result<Vec<String>, String> {
+    let mut failed = Vec::new();
+    for condition in fails {
+        if matches!(condition.bound, FigureBound::Times(_)) {
+            return Err(format!("{condition}: a multiple needs two sweeps, with --compare"));
+        }
+        for trials in &analysis.configurations {
+            let estimate = condition.statistic.estimate(&trials.values(&condition.figure), plan.spec.seed);
+            if let Some(estimate) = estimate.filter(|estimate| condition.holds(estimate.value, None) == Some(true)) {
+                failed.push(format!("{condition} holds with {}: {}", trials.label, number(estimate.value)));
+            }
+        }
+    }
+    Ok(failed)
+}

@@ -1,0 +1,219 @@
+//! The commands of a trial: how a QEMU is started, and what `qferry migrate` is given.
+//!
+//! Pure.
+
+use super::{
+    limits,
+    spec::SweepSpec,
+    spec_error::{SpecError, wrong},
+};
+use crate::quantity::Bytes;
+use std::path::PathBuf;
+
+/// The guest's network card.
+pub(crate) const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 0x71, 0x66, 1];
+/// The placeholders of a command of one's own.
+const PLACEHOLDERS: &str =
+    "{qemu} {qmp} {debug} {guest} {append} {disk0} to {disk7} {net} {net-peer} {memory-mib} {cpus} {accelerator}";
+
+/// The files of one QEMU.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct QemuFiles {
+    /// Sockets: of the monitor, of the debug port, of the network card, and of who probes it.
+    pub(crate) qmp: PathBuf,
+    pub(crate) debug: PathBuf,
+    pub(crate) net: PathBuf,
+    pub(crate) net_peer: PathBuf,
+    pub(crate) disks: Vec<PathBuf>,
+    /// The guest's program.
+    pub(crate) guest: PathBuf,
+}
+
+/// The words that start a QEMU.
+///
+/// # Errors
+/// A placeholder of a command of one's own is unknown.
+pub(crate) fn qemu_words(
+    setup: &SweepSpec,
+    files: &QemuFiles,
+    qemu: &str,
+    accelerator: &str,
+    waits: bool,
+) -> Result<Vec<String>, SpecError> {
+    let machine = &setup.machine;
+    let values = Placeholders { setup, files, qemu, accelerator };
+    if let Some(command) = &machine.command {
+        let incoming = if waits { machine.incoming.as_slice() } else { &[] };
+        return command.iter().chain(incoming).chain(&machine.arguments).map(|word| values.fill(word)).collect();
+    }
+    let mut words: Vec<String> = Vec::new();
+    let mut say = |template: &str| -> Result<(), SpecError> {
+        for word in template.split_whitespace() {
+            words.push(values.fill(word)?);
+        }
+        Ok(())
+    };
+    say("{qemu} -display none -nodefaults -no-user-config -m {memory-mib} -smp {cpus} -accel {accelerator}")?;
+    say(&format!("-machine {} -kernel {{guest}}", machine.kind))?;
+    say("-append {append} -chardev socket,id=debug,path={debug} -device isa-debugcon,iobase=0xe9,chardev=debug")?;
+    say("-qmp unix:{qmp},server=on,wait=off")?;
+    for disk in 0..files.disks.len() {
+        say(&format!("-blockdev driver=qcow2,node-name=disk{disk},file.driver=file,file.filename={{disk{disk}}}"))?;
+        say(&format!("-device virtio-blk-pci,id=disk{disk},drive=disk{disk},disable-legacy=off"))?;
+    }
+    if machine.network {
+        say("-netdev dgram,id=net,local.type=unix,local.path={net},remote.type=unix,remote.path={net-peer}")?;
+        let mac = GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":");
+        say(&format!("-device virtio-net-pci,id=net,netdev=net,mac={mac},romfile=,disable-legacy=off"))?;
+    }
+    if waits {
+        say("-incoming defer -S")?;
+    }
+    words.extend(machine.arguments.iter().cloned());
+    Ok(words)
+}
+
+/// What the guest is told to do, on its kernel's command line.
+pub(crate) fn guest_words(setup: &SweepSpec) -> String {
+    let workload = &setup.workload;
+    let mebibytes = |bytes: Bytes| bytes.0 >> 20;
+    // `limits` has seen that it is a rate
+    let dirty = limits::pages_per_second(&workload.dirty).unwrap_or_default();
+    format!(
+        "mem={} dirty={dirty} pattern={} write={} block={} span={} fill={} sync={}",
+        mebibytes(workload.memory),
+        workload.pattern,
+        workload.writes,
+        workload.block.0,
+        mebibytes(workload.span),
+        mebibytes(setup.disks.filled),
+        u8::from(workload.sync),
+    )
+}
+
+struct Placeholders<'a> {
+    setup: &'a SweepSpec,
+    files: &'a QemuFiles,
+    qemu: &'a str,
+    accelerator: &'a str,
+}
+
+impl Placeholders<'_> {
+    fn fill(&self, word: &str) -> Result<String, SpecError> {
+        let mut filled = String::new();
+        let mut rest = word;
+        while let Some((before, behind)) = rest.split_once('{') {
+            filled += before;
+            if let Some(behind) = behind.strip_prefix('{') {
+                filled.push('{');
+                rest = behind;
+                continue;
+            }
+            let (name, behind) = behind.split_once('}').ok_or_else(|| unknown(word, behind))?;
+            filled += &self.value(name).ok_or_else(|| unknown(word, name))?;
+            rest = behind;
+        }
+        Ok(filled + &rest.replace("}}", "}"))
+    }
+
+    fn value(&self, name: &str) -> Option<String> {
+        let files = self.files;
+        let path = |path: &PathBuf| path.display().to_string();
+        Some(match name {
+            "qemu" => self.qemu.to_owned(),
+            "qmp" => path(&files.qmp),
+            "debug" => path(&files.debug),
+            "guest" => path(&files.guest),
+            "append" => guest_words(self.setup),
+            "net" => path(&files.net),
+            "net-peer" => path(&files.net_peer),
+            "memory-mib" => (self.setup.machine.memory.0 >> 20).to_string(),
+            "cpus" => self.setup.machine.cpus.to_string(),
+            "accelerator" => self.accelerator.to_owned(),
+            disk => path(files.disks.get(disk.strip_prefix("disk")?.parse::<usize>().ok()?)?),
+        })
+    }
+}
+
+fn unknown(word: &str, name: &str) -> SpecError {
+    let expected = format!("there is no {{{name}}}; write one of {PLACEHOLDERS}, or {{{{ for a brace");
+    wrong("machine.command", word, &expected)
+}
+
+/// The options of `qferry migrate`, without the two addresses.
+pub(crate) fn migrate_words(setup: &SweepSpec, policy: Option<&PathBuf>) -> Vec<String> {
+    let mut words = Vec::new();
+    for (option, value) in &setup.migrate {
+        if option == "policy" && policy.is_some() {
+            continue;
+        }
+        match value {
+            toml::Value::Boolean(false) => {}
+            toml::Value::Boolean(true) => words.push(format!("--{option}")),
+            toml::Value::String(text) => words.extend([format!("--{option}"), text.clone()]),
+            other => words.extend([format!("--{option}"), other.to_string()]),
+        }
+    }
+    if let Some(policy) = policy {
+        words.extend(["--policy".into(), policy.display().to_string()]);
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files() -> QemuFiles {
+        QemuFiles {
+            qmp: "/r/a.qmp".into(),
+            disks: vec!["/w/d0".into()],
+            guest: "/r/guest".into(),
+            ..QemuFiles::default()
+        }
+    }
+
+    #[test]
+    fn the_command_has_every_file_and_waits_only_where_it_is_to() {
+        let mut setup = SweepSpec::default();
+        setup.machine.arguments = vec!["-D".into(), "/tmp/{log".into()];
+        for waits in [false, true] {
+            let words = qemu_words(&setup, &files(), "qemu-x", "tcg", waits).expect("the spec is right");
+            assert_eq!(words[0], "qemu-x");
+            let has = |word: &str| words.iter().any(|one| one == word);
+            assert!(has("unix:/r/a.qmp,server=on,wait=off") && has("/r/guest") && has("512") && has("/tmp/{log"));
+            assert!(has("driver=qcow2,node-name=disk0,file.driver=file,file.filename=/w/d0"));
+            assert!(has("mem=256 dirty=0 pattern=sequential write=20 block=65536 span=64 fill=64 sync=0"));
+            assert_eq!(has("-incoming"), waits);
+        }
+    }
+
+    #[test]
+    fn a_command_of_ones_own_is_filled_in() {
+        let mut setup = SweepSpec::default();
+        setup.machine.command =
+            Some(["{qemu}", "-qmp", "unix:{qmp}", "-x", "{{a}}", "{disk0}"].map(String::from).to_vec());
+        setup.machine.incoming = vec!["-incoming".into(), "defer".into()];
+        let words = |setup: &SweepSpec, waits| qemu_words(setup, &files(), "q", "tcg", waits);
+        assert_eq!(words(&setup, false).expect("right"), ["q", "-qmp", "unix:/r/a.qmp", "-x", "{a}", "/w/d0"]);
+        assert_eq!(words(&setup, true).expect("right")[6..], ["-incoming", "defer"]);
+        for wrong in ["{qpm}", "{disk1}", "{qmp"] {
+            setup.machine.command = Some(vec![wrong.into()]);
+            let error = words(&setup, false).expect_err(wrong).to_string();
+            assert!(error.contains("{qmp}") && error.contains(wrong), "{error}");
+        }
+    }
+
+    #[test]
+    fn options_are_given_as_they_stand() {
+        let text =
+            "[migrate]\ndowntime = \"50ms\"\nmultifd = 4\npredict = true\nkeep-source = false\npolicy = \"postcopy\"\n";
+        let setup: SweepSpec = toml::from_str(text).expect("the spec is right");
+        assert_eq!(migrate_words(&setup, None).join(" "), "--downtime 50ms --multifd 4 --policy postcopy --predict");
+        let own = PathBuf::from("/w/policy.toml");
+        assert_eq!(
+            migrate_words(&setup, Some(&own)).join(" "),
+            "--downtime 50ms --multifd 4 --predict --policy /w/policy.toml"
+        );
+    }
+}

@@ -1,0 +1,265 @@
+//! The trials of a sweep: every combination of the factors' values, as often as it is to be repeated, in an order
+//! that spreads what changes with time over all of them.
+//!
+//! Pure. Owns the reading of a spec's text, and the errors that name the line, the field and the remedy.
+
+use super::{
+    limits,
+    spec::{SweepFactor, SweepSpec, TrialOrder},
+    spec_error::{SpecError, wrong},
+};
+use serde::Deserialize;
+use std::fmt;
+
+/// More would be a mistake: nobody waits for them.
+const TRIALS_MAX: usize = 100_000;
+
+/// One combination of values.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Configuration {
+    /// The value of each factor, in the order of the factors, as people read it.
+    pub(crate) levels: Vec<String>,
+    /// The spec with these values in place.
+    pub(crate) setup: SweepSpec,
+}
+
+impl fmt::Display for Configuration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.levels.is_empty() { f.write_str("as it stands") } else { f.write_str(&self.levels.join(", ")) }
+    }
+}
+
+/// One trial: which combination, in which block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PlannedTrial {
+    /// Counted from 0 in the order of the sweep.
+    pub(crate) number: usize,
+    /// The repeat that it belongs to, counted from 0.
+    pub(crate) block: u32,
+    /// Its place among the configurations.
+    pub(crate) configuration: usize,
+}
+
+/// All trials of a sweep.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct SweepPlan {
+    pub(crate) spec: SweepSpec,
+    /// The factors' names.
+    pub(crate) factors: Vec<String>,
+    pub(crate) configurations: Vec<Configuration>,
+    pub(crate) trials: Vec<PlannedTrial>,
+}
+
+impl SweepPlan {
+    /// Reads a spec.
+    ///
+    /// # Errors
+    /// What is wrong with it, in one sentence with the line, the field and the remedy.
+    pub(crate) fn read(text: &str) -> Result<Self, SpecError> {
+        let spec: SweepSpec = toml::from_str(text).map_err(unreadable)?;
+        let mut table: toml::Table = text.parse().map_err(unreadable)?;
+        table.remove("factor");
+        limits::check(&spec).map_err(|wrong| wrong.in_line_of(text))?;
+        let factors: Vec<String> = spec.factors.iter().map(SweepFactor::title).collect();
+        if let Some(twice) =
+            factors.iter().enumerate().find_map(|(at, name)| factors[..at].contains(name).then_some(name))
+        {
+            return Err(wrong("factor", twice, "two factors have this name: write another `name` for one of them"));
+        }
+        let configurations = combinations(&table, &spec.factors)?;
+        let count = configurations.len().saturating_mul(spec.repeats as usize);
+        if count > TRIALS_MAX {
+            let expected = format!("that makes {count} trials, of at most {TRIALS_MAX}: leave out values or repeats");
+            return Err(wrong("factor", configurations.len(), &expected));
+        }
+        let trials = order(configurations.len(), &spec);
+        Ok(Self { spec, factors, configurations, trials })
+    }
+}
+
+fn unreadable(error: toml::de::Error) -> SpecError {
+    SpecError::Unreadable(error.to_string().trim_end().to_owned())
+}
+
+impl SweepFactor {
+    fn title(&self) -> String {
+        self.name.clone().or_else(|| self.field.clone()).unwrap_or_else(|| "variant".into())
+    }
+
+    /// The label and the fields of one of its values.
+    fn level<'a>(&'a self, value: &'a toml::Value) -> Result<(String, Vec<(&'a str, &'a toml::Value)>), SpecError> {
+        if let Some(field) = &self.field {
+            return Ok((label(value), vec![(field, value)]));
+        }
+        let table = value.as_table().ok_or_else(|| {
+            wrong(
+                "factor.values",
+                value,
+                "a factor without `field` has tables: { label = \"...\", \"migrate.downtime\" = \"50ms\" }",
+            )
+        })?;
+        let named = table.get("label").and_then(toml::Value::as_str);
+        let named = named.ok_or_else(|| wrong("factor.values", value, "write a `label` into each of these tables"))?;
+        Ok((
+            named.to_owned(),
+            table.iter().map(|(key, value)| (key.as_str(), value)).filter(|(key, _)| *key != "label").collect(),
+        ))
+    }
+}
+
+/// A value as people read it.
+fn label(value: &toml::Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+fn combinations(base: &toml::Table, factors: &[SweepFactor]) -> Result<Vec<Configuration>, SpecError> {
+    let mut tables = vec![(Vec::new(), base.clone())];
+    for factor in factors {
+        let title = factor.title();
+        if factor.values.is_empty() {
+            return Err(wrong(&format!("factor {title}"), "without values", "write values = [...] with at least one"));
+        }
+        let levels = factor.values.iter().map(|value| factor.level(value)).collect::<Result<Vec<_>, _>>()?;
+        if let Some((twice, _)) = levels
+            .iter()
+            .enumerate()
+            .find_map(|(at, level)| levels[..at].iter().any(|other| other.0 == level.0).then_some(level))
+        {
+            return Err(wrong(&format!("factor {title}"), twice, "it has this value twice: raise `repeats` instead"));
+        }
+        if tables.len().saturating_mul(levels.len()) > TRIALS_MAX {
+            return Err(wrong("factor", &title, &format!("that makes more than {TRIALS_MAX} combinations")));
+        }
+        let mut grown = Vec::with_capacity(tables.len() * levels.len());
+        for (labels, table) in &tables {
+            for (label, fields) in &levels {
+                let mut table = table.clone();
+                for (field, value) in fields {
+                    put(&mut table, field, value)?;
+                }
+                grown.push((labels.iter().chain([label]).cloned().collect(), table));
+            }
+        }
+        tables = grown;
+    }
+    tables.into_iter().map(|(levels, table)| configuration(levels, table, factors)).collect()
+}
+
+fn configuration(levels: Vec<String>, table: toml::Table, factors: &[SweepFactor]) -> Result<Configuration, SpecError> {
+    let titles: Vec<String> =
+        factors.iter().zip(&levels).map(|(factor, level)| format!("{} = {level}", factor.title())).collect();
+    let at = if titles.is_empty() { "the spec".into() } else { titles.join(", ") };
+    let setup = SweepSpec::deserialize(table)
+        .map_err(|error| wrong(&format!("with {at}, the spec"), "not right", error.message().trim_end()))?;
+    limits::check(&setup).map_err(|error| match error {
+        SpecError::Value { field, value, expected, .. } => wrong(&format!("with {at}, {field}"), value, &expected),
+        other => other,
+    })?;
+    Ok(Configuration { levels, setup })
+}
+
+/// Puts a value at the place of a field.
+fn put(table: &mut toml::Table, field: &str, value: &toml::Value) -> Result<(), SpecError> {
+    let Some((first, rest)) = field.split_once('.') else {
+        table.insert(field.to_owned(), value.clone());
+        return Ok(());
+    };
+    let inner = table.entry(first.to_owned()).or_insert_with(|| toml::Table::new().into());
+    let inner = inner.as_table_mut().ok_or_else(|| wrong("factor.field", field, &format!("{first} is no table")))?;
+    put(inner, rest, value)
+}
+
+fn order(configurations: usize, spec: &SweepSpec) -> Vec<PlannedTrial> {
+    let mut random = fastrand::Rng::with_seed(spec.seed);
+    let mut trials = Vec::with_capacity(configurations * spec.repeats as usize);
+    for block in 0..spec.repeats {
+        let mut places: Vec<usize> = (0..configurations).collect();
+        match spec.order {
+            TrialOrder::Interleaved => places.rotate_left(block as usize % configurations.max(1)),
+            TrialOrder::Random => random.shuffle(&mut places),
+        }
+        trials.extend(places.into_iter().map(|configuration| PlannedTrial { number: 0, block, configuration }));
+    }
+    (0..).zip(&mut trials).for_each(|(number, trial)| trial.number = number);
+    trials
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TWO: &str = "repeats = 2\n[workload]\nwrites = 7\n[[factor]]\nfield = \"migrate.downtime\"\nvalues = [\"20ms\", \"300ms\"]\n\
+                       [[factor]]\nname = \"load\"\nvalues = [{ label = \"idle\", \"workload.dirty\" = \"0\" }, { label = \"busy\", \
+                       \"workload.dirty\" = \"80MiB/s\", \"workload.pattern\" = \"random\" }]\n";
+
+    #[test]
+    fn every_combination_is_tried_in_every_block_and_begins_one() {
+        let plan = SweepPlan::read(TWO).expect("the spec is right");
+        assert_eq!(plan.factors, ["migrate.downtime", "load"]);
+        let named: Vec<String> = plan.configurations.iter().map(ToString::to_string).collect();
+        assert_eq!(named, ["20ms, idle", "20ms, busy", "300ms, idle", "300ms, busy"]);
+        let busy = &plan.configurations[3].setup;
+        assert_eq!(
+            (busy.workload.dirty.as_str(), busy.workload.pattern.as_str(), busy.workload.writes),
+            ("80MiB/s", "random", 7)
+        );
+        assert_eq!(busy.migrate["downtime"].as_str(), Some("300ms"));
+        let order: Vec<_> = plan.trials.iter().map(|trial| (trial.number, trial.block, trial.configuration)).collect();
+        assert_eq!(order, [(0, 0, 0), (1, 0, 1), (2, 0, 2), (3, 0, 3), (4, 1, 1), (5, 1, 2), (6, 1, 3), (7, 1, 0)]);
+    }
+
+    #[test]
+    fn a_random_order_is_that_of_its_seed() {
+        let read = |seed: u64| {
+            let plan =
+                SweepPlan::read(&format!("order = \"random\"\nseed = {seed}\n{TWO}")).expect("the spec is right");
+            plan.trials.iter().map(|trial| trial.configuration).collect::<Vec<_>>()
+        };
+        assert_eq!(read(7), read(7));
+        assert!((1..20).any(|seed| read(seed) != read(7)), "the seed counts");
+        for block in read(7).chunks(4) {
+            let mut all = block.to_vec();
+            all.sort_unstable();
+            assert_eq!(all, [0, 1, 2, 3], "every block has every combination");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_line_field_and_remedy() {
+        let cases: &[(&str, &[&str])] = &[
+            ("name = ", &["line 1"]),
+            ("repeets = 3", &["line 1", "unknown field `repeets`", "`repeats`"]),
+            ("\n[workload]\nmemory = 5", &["line 3"]),
+            ("\nrepeats = 0", &["line 2: repeats is 0", "at least 1"]),
+            ("[workload]\n\npattern = \"zigzag\"", &["line 3: workload.pattern is zigzag", "sequential or random"]),
+            ("[workload]\ndirty = \"80\"", &["line 2: workload.dirty is 80", "80MiB/s"]),
+            ("[workload]\nmemory = \"4GiB\"", &["line 2: workload.memory is 4.0 GiB", "machine.memory"]),
+            ("[machine]\naccelerator = \"hax\"", &["line 2: machine.accelerator is hax", "kvm, tcg or auto"]),
+            ("[disks]\ncount = 9", &["line 2: disks.count is 9", "at most 8"]),
+            ("[workload]\nblock = \"1000\"", &["line 2: workload.block", "512"]),
+            ("[policy]\nthrotle-max = 3", &["policy", "throtle-max"]),
+            ("[migrate]\nsource = \"/x\"", &["migrate.source", "the sweep itself"]),
+            ("[[factor]]\nfield = \"migrate.downtime\"\nvalues = []", &["migrate.downtime", "at least one"]),
+            ("[[factor]]\nfield = \"repeats.x\"\nvalues = [1]\n[x]", &["unknown field"]),
+            ("repeats = 3\n[[factor]]\nfield = \"repeats.x\"\nvalues = [1]", &["repeats is no table"]),
+            ("[[factor]]\nfield = \"workload.dirt\"\nvalues = [1]", &["workload.dirt = 1", "unknown field `dirt`"]),
+            ("[[factor]]\nfield = \"workload.dirty\"\nvalues = [\"0\", \"0\"]", &["twice", "repeats"]),
+            ("[[factor]]\nfield = \"workload.dirty\"\nvalues = [\"0\", \"3\"]", &["workload.dirty = 3", "80MiB/s"]),
+            ("[[factor]]\nvalues = [3]", &["without `field`", "label"]),
+            ("[[factor]]\nvalues = [{ x = 3 }]", &["`label`"]),
+        ];
+        for (text, words) in cases {
+            let error = SweepPlan::read(text).expect_err(text).to_string();
+            for word in *words {
+                assert!(error.contains(word), "{text:?} gives {error:?}, without {word:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_spec_without_factors_is_one_combination() {
+        let plan = SweepPlan::read("repeats = 3").expect("an almost empty spec is right");
+        assert_eq!((plan.configurations.len(), plan.trials.len()), (1, 3));
+        assert_eq!(plan.configurations[0].to_string(), "as it stands");
+    }
+}

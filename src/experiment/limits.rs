@@ -1,0 +1,144 @@
+//! What the values of a sweep's spec must be like.
+//!
+//! Pure.
+
+use super::{
+    spec::{SweepDisks, SweepMachine, SweepSpec, SweepWorkload},
+    spec_error::{SpecError, wrong},
+};
+use crate::{
+    convergence::Policy,
+    quantity::{Bytes, Rate},
+};
+use std::time::Duration;
+
+/// The size of a page, by which memory is dirtied.
+pub(super) const PAGE: u64 = 4096;
+/// What a machine has beside the memory that the guest dirties: the guest itself, its counts, and the firmware's.
+const GUEST_ITSELF: u64 = 32 << 20;
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Options that the sweep itself gives to `qferry migrate`.
+const OWN_OPTIONS: [&str; 7] = ["source", "destination", "json", "plan", "tui", "transcript", "no-transcript"];
+
+/// Checks the values of a spec.
+///
+/// # Errors
+/// The first that cannot be used.
+pub(super) fn check(spec: &SweepSpec) -> Result<(), SpecError> {
+    require(spec.repeats >= 1, "repeats", spec.repeats, "write at least 1")?;
+    let times = [("warm-up", spec.warm_up), ("before", spec.before), ("after", spec.after), ("limit", spec.limit)];
+    for (field, time) in times {
+        require(time <= LONGEST, field, humantime::format_duration(time), "write at most 7 days")?;
+    }
+    require(!spec.limit.is_zero(), "limit", "0", "write the longest that a migration may take, such as \"2m\"")?;
+    check_machine(&spec.machine)?;
+    check_disks(&spec.disks)?;
+    check_workload(&spec.workload, &spec.machine, &spec.disks)?;
+    for (option, value) in &spec.migrate {
+        let field = format!("migrate.{option}");
+        let own = OWN_OPTIONS.contains(&option.as_str());
+        require(!own, &field, value, "the sweep itself gives this option: leave it out")?;
+        let plain = value.is_str() || value.is_integer() || value.is_float() || value.is_bool();
+        require(plain, &field, value, "write the option's value, or true for one that has none")?;
+    }
+    policy(spec).map(|_| ())
+}
+
+/// The policy of a spec: that which `migrate.policy` names, with the fields of the table `policy` in place of its own.
+///
+/// # Errors
+/// There is no such policy, or a field is not right.
+pub(super) fn policy(spec: &SweepSpec) -> Result<Option<toml::Table>, SpecError> {
+    if spec.policy.is_empty() {
+        return Ok(None);
+    }
+    let name = spec.migrate.get("policy").and_then(toml::Value::as_str).unwrap_or("converge");
+    let base = Policy::built_in(name).ok_or_else(|| {
+        wrong("migrate.policy", name, "with the table `policy`, write the name of a policy that is built in")
+    })?;
+    let mut table: toml::Table = base.parse().unwrap_or_default();
+    table.extend(spec.policy.clone());
+    let text = toml::to_string(&table).map_err(|error| wrong("policy", "not right", &error.to_string()))?;
+    Policy::from_toml(&text).map_err(|error| wrong("policy", "not right", &error.to_string()))?;
+    Ok(Some(table))
+}
+
+fn require(holds: bool, field: &str, value: impl std::fmt::Display, expected: &str) -> Result<(), SpecError> {
+    if holds { Ok(()) } else { Err(wrong(field, value, expected)) }
+}
+
+fn check_machine(machine: &SweepMachine) -> Result<(), SpecError> {
+    let SweepMachine { accelerator, cpus, command, incoming, .. } = machine;
+    let known = ["auto", "kvm", "tcg"].contains(&accelerator.as_str());
+    require(known, "machine.accelerator", accelerator, "write kvm, tcg or auto")?;
+    require((1..=288).contains(cpus), "machine.cpus", cpus, "write 1 to 288; the sweep's own guest uses one")?;
+    let mebibytes = machine.memory.0 % (1 << 20) == 0 && machine.memory.0 > 0;
+    require(mebibytes, "machine.memory", machine.memory, "write whole MiB, such as \"512MiB\"")?;
+    let alone = command.is_some() || incoming.is_empty();
+    require(
+        alone,
+        "machine.incoming",
+        incoming.join(" "),
+        "it means nothing without machine.command: add that, or leave this out",
+    )?;
+    require(
+        command.as_ref().is_none_or(|words| !words.is_empty()),
+        "machine.command",
+        "empty",
+        "write a program and its arguments",
+    )
+}
+
+fn check_disks(disks: &SweepDisks) -> Result<(), SpecError> {
+    require(disks.count <= 8, "disks.count", disks.count, "write at most 8")?;
+    let whole = disks.size.0 % (1 << 20) == 0 && disks.size.0 > 0;
+    require(whole, "disks.size", disks.size, "write whole MiB, such as \"1GiB\"")?;
+    require(disks.filled <= disks.size, "disks.filled", disks.filled, "write at most disks.size")?;
+    let whole = disks.filled.0 % (1 << 20) == 0;
+    require(whole, "disks.filled", disks.filled, "write whole MiB, such as \"64MiB\"")
+}
+
+fn check_workload(workload: &SweepWorkload, machine: &SweepMachine, disks: &SweepDisks) -> Result<(), SpecError> {
+    let SweepWorkload { memory, pattern, block, span, .. } = workload;
+    let whole = memory.0 % (1 << 20) == 0;
+    require(whole, "workload.memory", memory, "write whole MiB, such as \"256MiB\"")?;
+    let most = machine.memory.0.saturating_sub(GUEST_ITSELF + memory.0 / 512);
+    let expected = format!(
+        "at most {} fit into machine.memory, {}: write less, or give the machine more",
+        Bytes(most & !((1 << 20) - 1)),
+        machine.memory
+    );
+    require(memory.0 <= most, "workload.memory", memory, &expected)?;
+    require(
+        ["sequential", "random"].contains(&pattern.as_str()),
+        "workload.pattern",
+        pattern,
+        "write sequential or random",
+    )?;
+    pages_per_second(&workload.dirty)?;
+    let sectors = (512..=1 << 20).contains(&block.0) && block.0 % 512 == 0;
+    require(sectors, "workload.block", block, "write a multiple of 512 bytes, up to 1 MiB")?;
+    require(span.0 % (1 << 20) == 0 && span.0 > 0, "workload.span", span, "write whole MiB, such as \"64MiB\"")?;
+    require(*span <= disks.size, "workload.span", span, "write at most disks.size")?;
+    let blocks = span.max(&disks.filled).0 / block.0.max(1);
+    require(
+        blocks <= 1 << 18,
+        "workload.block",
+        block,
+        "that makes more than 262144 blocks a disk: write larger blocks, or a smaller span",
+    )
+}
+
+/// The pages that are dirtied a second, as the guest reads it.
+///
+/// # Errors
+/// The text is neither a rate nor `0` nor `max`.
+pub(super) fn pages_per_second(dirty: &str) -> Result<String, SpecError> {
+    match dirty {
+        "max" | "0" => Ok(dirty.to_owned()),
+        rate => match rate.parse::<Rate>() {
+            Ok(rate) => Ok((rate.0 / PAGE).to_string()),
+            Err(_) => Err(wrong("workload.dirty", dirty, "write a rate such as \"80MiB/s\", or \"0\", or \"max\"")),
+        },
+    }
+}

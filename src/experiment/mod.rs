@@ -1,0 +1,37 @@
+//! Experiments with migrations: sweeps over their settings, measured from the guest's side.
+//!
+//! Owns the spec of a sweep, its trials, what they measure, and its folder of results. It must never decide anything
+//! about a migration: every trial is a `qferry migrate` like anybody's, in a process of its own.
+
+mod analysis;
+mod command;
+mod condition;
+mod debug_lines;
+mod engine_run;
+mod grid;
+mod host;
+mod limits;
+mod listening;
+mod measures;
+mod metrics;
+mod results;
+mod spec;
+mod spec_error;
+mod started_qemu;
+mod statistics;
+mod trial;
+
+pub(crate) use analysis::{FarTrial, SweepAnalysis};
+pub(crate) use command::migrate_words;
+pub(crate) use condition::{
+    ComparedFigure, FigureBound, FigureCondition, FigureStatistic, GoalCertainty, MetGoal, compared, meeting,
+};
+pub(crate) use grid::SweepPlan;
+pub(crate) use metrics::definition;
+pub(crate) use results::{SweepResults, TrialRecord, TrialSample, write_whole};
+pub(crate) use spec_error::SpecError;
+pub(crate) use statistics::{IntervalEstimate, sorted as in_order};
+pub(crate) use trial::{TrialBed, TrialResult, own_program};
+
+/// A spec with every field, its default and what it means.
+pub(crate) const EXAMPLE: &str = include_str!("example.toml");

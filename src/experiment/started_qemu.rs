@@ -1,0 +1,221 @@
+//! A QEMU that the sweep has started, and which ends with the sweep.
+
+use super::{
+    command::{QemuFiles, qemu_words},
+    debug_lines::{GuestHeard, GuestReady},
+    host,
+    listening::{DebugPort, SweepClock},
+    spec::SweepSpec,
+};
+use crate::{
+    endpoint::{Address, dial},
+    qmp::{QmpClient, QmpOptions, QmpRequest},
+};
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+use thiserror::Error;
+use tokio::{
+    process::{Child, Command},
+    time::{Instant, sleep},
+};
+
+/// The time in which a monitor must appear.
+const MONITOR: Duration = Duration::from_secs(30);
+/// The time in which the guest must have filled its memory and disks; each GiB has as much again.
+const READY: Duration = Duration::from_secs(60);
+/// A command to a monitor of the sweep's own QEMU.
+const COMMAND: Duration = Duration::from_secs(10);
+/// The time in which a QEMU that was told to end must have.
+const END: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Why a trial could not be run.
+#[derive(Debug, Error)]
+pub(crate) enum TrialError {
+    /// A program does not start.
+    #[error("{program} cannot be started: {source}")]
+    Start {
+        /// The program.
+        program: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file or socket of the trial.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Anything else, in one sentence.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// An error of a file, by its path.
+pub(super) fn of_file(path: &Path) -> impl FnOnce(io::Error) -> TrialError + use<> {
+    let path = path.to_owned();
+    move |source| TrialError::File { path, source }
+}
+
+/// A QEMU of the sweep's own.
+#[derive(Debug)]
+pub(crate) struct StartedQemu {
+    child: Child,
+    pub(crate) pid: u32,
+    pub(crate) files: QemuFiles,
+    port: DebugPort,
+    errors: PathBuf,
+}
+
+/// A command whose process ends with this one, also where this one is killed: where the system has `setpriv` for it.
+fn ending_with_us(words: &[String]) -> Command {
+    let setpriv = Path::new("/usr/bin/setpriv");
+    let mut command = match words.split_first() {
+        Some((program, arguments)) if !setpriv.exists() => {
+            let mut command = Command::new(program);
+            command.args(arguments);
+            command
+        }
+        _ => {
+            let mut command = Command::new(setpriv);
+            command.args(["--pdeathsig", "KILL", "--"]).args(words);
+            command
+        }
+    };
+    // Ctrl-C is the sweep's to answer.
+    command.kill_on_drop(true).stdin(Stdio::null()).process_group(0);
+    command
+}
+
+impl StartedQemu {
+    /// Starts a QEMU, and waits until its monitor is there.
+    ///
+    /// # Errors
+    /// The program, with what it said.
+    pub(crate) async fn start(
+        setup: &SweepSpec,
+        files: QemuFiles,
+        qemu: &str,
+        accelerator: &str,
+        waits: bool,
+        clock: SweepClock,
+    ) -> Result<Self, TrialError> {
+        let words = qemu_words(setup, &files, qemu, accelerator, waits)
+            .map_err(|error| TrialError::Other(error.to_string()))?;
+        let port = DebugPort::listen(&files.debug, clock).map_err(of_file(&files.debug))?;
+        let errors = files.qmp.with_extension("stderr");
+        let stderr = File::create(&errors).map_err(of_file(&errors))?;
+        let child = ending_with_us(&words)
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .map_err(|source| TrialError::Start { program: words.first().cloned().unwrap_or_default(), source })?;
+        let pid = child.id().unwrap_or_default();
+        let mut started = Self { child, pid, files, port, errors };
+        let deadline = Instant::now() + MONITOR;
+        // Who finds the socket can connect to it: QEMU listens before it is named.
+        while !started.files.qmp.exists() {
+            if started.has_ended() {
+                return Err(TrialError::Other(format!("{qemu} ended at its start: {}", started.last_words())));
+            }
+            if Instant::now() > deadline {
+                return Err(TrialError::Other(format!("{qemu} has opened no monitor within {} s", MONITOR.as_secs())));
+            }
+            sleep(LOOK).await;
+        }
+        Ok(started)
+    }
+
+    /// Waits until the guest has begun its work.
+    ///
+    /// # Errors
+    /// It did not in time, or its QEMU ended.
+    pub(crate) async fn ready(&mut self, setup: &SweepSpec, accelerator: &str) -> Result<GuestReady, TrialError> {
+        let filled = setup.workload.memory.0 + setup.disks.filled.0 * u64::from(setup.disks.count);
+        let patience = READY * u32::try_from(1 + (filled >> 30)).unwrap_or(u32::MAX);
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some(ready) = self.port.with(|heard| heard.ready) {
+                return Ok(ready);
+            }
+            if self.has_ended() {
+                return Err(TrialError::Other(format!("the source's QEMU ended: {}", self.last_words())));
+            }
+            if Instant::now() > deadline {
+                let said = self.port.with(|heard| heard.complaints.join("; "));
+                return Err(TrialError::Other(format!(
+                    "the guest has not begun its work within {} s under {accelerator} ({}): try accelerator = \"tcg\" \
+                     under [machine]",
+                    patience.as_secs(),
+                    if said.is_empty() { "it has said nothing" } else { &said },
+                )));
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Whether the process has ended.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// The end of what QEMU said, in one line.
+    pub(crate) fn last_words(&self) -> String {
+        let said = std::fs::read_to_string(&self.errors).unwrap_or_default();
+        let lines: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).collect();
+        if lines.is_empty() { "it said nothing".into() } else { lines[lines.len().saturating_sub(3)..].join("; ") }
+    }
+
+    /// What was heard of the guest so far.
+    pub(crate) fn heard(&self) -> GuestHeard {
+        self.port.with(Clone::clone)
+    }
+
+    /// Reads from what was heard, without a copy of it.
+    pub(crate) fn hear<T>(&self, read: impl FnOnce(&GuestHeard) -> T) -> T {
+        self.port.with(read)
+    }
+
+    /// The CPU time so far, in milliseconds.
+    pub(crate) fn cpu(&self) -> Option<f64> {
+        host::cpu_time(self.pid).map(|(time, _)| time)
+    }
+
+    /// Presses a key of the guest's keyboard.
+    ///
+    /// # Errors
+    /// The monitor does not answer, or refuses.
+    pub(crate) async fn press(&self, key: &str) -> Result<(), TrialError> {
+        let wrong = |error: &dyn std::fmt::Display| {
+            TrialError::Other(format!("the guest could not be asked to check its data: {error}"))
+        };
+        let address = Address::unix(&self.files.qmp).map_err(|error| wrong(&error))?;
+        let dialed = dial(&address, COMMAND).await.map_err(|error| wrong(&error))?;
+        let client =
+            QmpClient::connect(dialed.stream, QmpOptions::labelled("sweep")).await.map_err(|error| wrong(&error))?;
+        let keys = serde_json::json!([{ "type": "qcode", "data": key }]);
+        let request = QmpRequest::named("send-key").with("keys", keys);
+        client.start(request, COMMAND).await.map(|_| ()).map_err(|error| wrong(&error))
+    }
+
+    /// Ends the process, and waits until it is gone.
+    pub(crate) async fn end(mut self) {
+        // Only an answer that never comes is left to the handle, which kills it too.
+        let _ = self.child.start_kill();
+        tokio::time::timeout(END, self.child.wait()).await.ok();
+    }
+
+    /// Waits for the end of a process that somebody else has told to end.
+    pub(crate) async fn ended(mut self) {
+        if tokio::time::timeout(END, self.child.wait()).await.is_err() {
+            self.end().await;
+        }
+    }
+}

@@ -1,0 +1,409 @@
+//! One trial: a guest that works, its migration, and what was seen of both.
+//!
+//! Owns the QEMUs, images and sockets of the sweep. A guest that has arrived goes on to the next trial, with a new
+//! destination, as long as machine, disks and workload stay the same.
+
+use super::{
+    command::{QemuFiles, migrate_words},
+    debug_lines::GuestReady,
+    engine_run::{EngineCall, EngineRun},
+    host, limits,
+    listening::{NetworkProbe, SweepClock},
+    measures::{Figures, TrialObservation, all_counts, figures, gap},
+    spec::{SweepDisks, SweepMachine, SweepSpec, SweepWorkload},
+    started_qemu::{StartedQemu, TrialError, of_file},
+};
+use crate::{progress::RunsOn, run_id::RunId};
+use serde_json::{Value, json};
+use std::{
+    fs::{self, DirBuilder, File},
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::{
+    process::Command,
+    time::{Instant, sleep, timeout},
+};
+
+/// The guest that ships with qferry.
+const GUEST: &[u8] = include_bytes!("guest/sweep-guest.elf");
+/// The time in which the guest must have read all its data.
+const VERIFY: Duration = Duration::from_secs(120);
+/// The time of a command of `prepare` or `cleanup`, and of making an image.
+const SHELL: Duration = Duration::from_secs(600);
+/// A host whose CPUs are taken away for more than this share, per cent, tells too little of a guest.
+const STEAL: f64 = 5.0;
+/// And so does one that hears the beats, one each millisecond, this many milliseconds late.
+const LATE: f64 = 10.0;
+
+/// What came of a trial.
+#[derive(Debug, Default)]
+pub(crate) struct TrialResult {
+    /// The outcome's word, or `not-run`.
+    pub(crate) outcome: String,
+    /// Why it did not move, in one sentence.
+    pub(crate) reason: Option<String>,
+    /// Whether it was ended by the limit: its times are at least what they are.
+    pub(crate) is_censored: bool,
+    /// Which migration of this guest it was, counted from 1.
+    pub(crate) leg: u32,
+    /// When the guest stopped, in milliseconds since the begin.
+    pub(crate) stop_ms: Option<f64>,
+    pub(crate) figures: Figures,
+    /// Why it does not count.
+    pub(crate) invalid: Vec<String>,
+    /// What else is to be known of its worth.
+    pub(crate) notes: Vec<String>,
+    /// Samples over time, in milliseconds since the begin.
+    pub(crate) samples: Vec<Value>,
+}
+
+/// What a guest must have in common with a trial to go on to it.
+type GuestKind = (SweepMachine, SweepDisks, SweepWorkload);
+
+#[derive(Debug)]
+struct LiveGuest {
+    qemu: StartedQemu,
+    kind: GuestKind,
+    ready: GuestReady,
+    legs: u32,
+}
+
+/// Where trials run.
+#[derive(Debug)]
+pub(crate) struct TrialBed {
+    engine: PathBuf,
+    clock: SweepClock,
+    /// The folder of images, and that of sockets, whose paths must be short.
+    images: PathBuf,
+    sockets: PathBuf,
+    guest_file: PathBuf,
+    probe: NetworkProbe,
+    guest: Option<LiveGuest>,
+    /// The number of the next QEMU.
+    next: u32,
+}
+
+impl TrialBed {
+    /// Makes the folders.
+    ///
+    /// # Errors
+    /// One cannot be made.
+    pub(crate) fn make(engine: PathBuf, images: PathBuf) -> Result<Self, TrialError> {
+        let clock = SweepClock::start();
+        let base = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+        let sockets = base.join(format!("qferry-sweep-{}", RunId::new()));
+        DirBuilder::new().mode(0o700).create(&sockets).map_err(of_file(&sockets))?;
+        fs::create_dir_all(&images).map_err(of_file(&images))?;
+        // An image names the one below it by a path that must hold from anywhere.
+        let images = images.canonicalize().map_err(of_file(&images))?;
+        let guest_file = sockets.join("guest");
+        fs::write(&guest_file, GUEST).map_err(of_file(&guest_file))?;
+        let switch = sockets.join("switch");
+        let probe = NetworkProbe::start(&switch, clock).map_err(of_file(&switch))?;
+        Ok(Self { engine, clock, images, sockets, guest_file, probe, guest: None, next: 0 })
+    }
+
+    /// Runs a trial.
+    ///
+    /// # Errors
+    /// It could not be run; what it had started has ended.
+    pub(crate) async fn run(&mut self, setup: &SweepSpec) -> Result<TrialResult, TrialError> {
+        let accelerator = accelerator(&setup.machine.accelerator);
+        let kind = (setup.machine.clone(), setup.disks.clone(), setup.workload.clone());
+        let goes_on = |guest: &LiveGuest| {
+            let stays = setup.machine.destination_qemu.as_ref().is_none_or(|other| *other == setup.machine.qemu);
+            !setup.fresh_guest && stays && guest.kind == kind
+        };
+        let mut guest = match self.guest.take() {
+            Some(guest) if goes_on(&guest) => guest,
+            other => {
+                if let Some(other) = other {
+                    self.end(other.qemu).await;
+                }
+                self.boot(setup, kind, accelerator).await?
+            }
+        };
+        guest.legs += 1;
+        let files = self.files(setup).await?;
+        let destination_qemu = setup.machine.destination_qemu.as_ref().unwrap_or(&setup.machine.qemu);
+        let destination = StartedQemu::start(setup, files, destination_qemu, accelerator, true, self.clock).await?;
+        self.probe.watch(&guest.qemu.files.net, Some(&destination.files.net));
+        let (result, guest, other) = self.migrate(setup, guest, destination).await?;
+        if let Some(other) = other {
+            self.end(other).await;
+        }
+        self.guest = guest;
+        Ok(result)
+    }
+
+    async fn boot(&mut self, setup: &SweepSpec, kind: GuestKind, accelerator: &str) -> Result<LiveGuest, TrialError> {
+        let files = self.files(setup).await?;
+        let mut qemu = StartedQemu::start(setup, files, &setup.machine.qemu, accelerator, false, self.clock).await?;
+        let ready = qemu.ready(setup, accelerator).await?;
+        sleep(setup.warm_up).await;
+        Ok(LiveGuest { qemu, kind, ready, legs: 0 })
+    }
+
+    /// Makes the images of a QEMU, and names its sockets.
+    async fn files(&mut self, setup: &SweepSpec) -> Result<QemuFiles, TrialError> {
+        let number = self.next;
+        self.next += 1;
+        let base = self.images.join(format!("base-{}", setup.disks.size.0));
+        if !base.exists() {
+            let file = File::create(&base).map_err(of_file(&base))?;
+            file.set_len(setup.disks.size.0).map_err(of_file(&base))?;
+        }
+        let socket = |name: &str| self.sockets.join(format!("{number}.{name}"));
+        let mut files = QemuFiles {
+            qmp: socket("qmp"),
+            debug: socket("debug"),
+            net: socket("net"),
+            net_peer: self.sockets.join("switch"),
+            disks: Vec::new(),
+            guest: self.guest_file.clone(),
+        };
+        for disk in 0..setup.disks.count {
+            let image = self.images.join(format!("{number}-disk{disk}.qcow2"));
+            let mut create = Command::new(&setup.machine.qemu_img);
+            create.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(&base).arg(&image);
+            run_briefly(create, &setup.machine.qemu_img).await?;
+            files.disks.push(image);
+        }
+        Ok(files)
+    }
+
+    /// Ends a QEMU and removes its files.
+    async fn end(&self, qemu: StartedQemu) {
+        let files = qemu.files.clone();
+        qemu.end().await;
+        remove(&files);
+    }
+
+    async fn migrate(
+        &self,
+        setup: &SweepSpec,
+        guest: LiveGuest,
+        mut destination: StartedQemu,
+    ) -> Result<(TrialResult, Option<LiveGuest>, Option<StartedQemu>), TrialError> {
+        let LiveGuest { mut qemu, kind, ready, legs } = guest;
+        let state = self.sockets.join("state");
+        fs::create_dir_all(&state).map_err(of_file(&state))?;
+        let policy = match limits::policy(setup).map_err(|error| TrialError::Other(error.to_string()))? {
+            Some(table) => {
+                let file = state.join("policy.toml");
+                fs::write(&file, table.to_string()).map_err(of_file(&file))?;
+                Some(file)
+            }
+            None => None,
+        };
+        let mut seen = TrialObservation { load: host::load(), ..TrialObservation::default() };
+        let places = [("QFERRY_SOURCE", &qemu.files.qmp), ("QFERRY_DESTINATION", &destination.files.qmp)];
+        hook(setup.prepare.as_ref(), "prepare", &places).await?;
+        seen.watched_from = self.clock.now();
+        sleep(setup.before).await;
+        let cpu = [qemu.cpu(), destination.cpu()];
+        let ticks = host::steal_ticks();
+        let call = EngineCall {
+            engine: &self.engine,
+            source: &qemu.files.qmp,
+            destination: &destination.files.qmp,
+            options: migrate_words(setup, policy.as_ref()),
+            state,
+            limit: setup.limit,
+        };
+        let run = call.run(self.clock).await?;
+        (seen.begin, seen.end) = (run.begin, run.end);
+        let used = |before: Option<f64>, after: Option<f64>| Some(after? - before?);
+        seen.cpu = [used(cpu[0], qemu.cpu()), used(cpu[1], destination.cpu()), run.cpu];
+        seen.steal = stolen(ticks, host::steal_ticks());
+        sleep(setup.after).await;
+        seen.watched_until = self.clock.now();
+        let mut result = ended(&run, legs);
+        hook(setup.cleanup.as_ref(), "cleanup", &places).await?;
+        let runs_on = run.outcome.as_ref().map(|outcome| outcome.runs_on);
+        let is_there = runs_on == Some(RunsOn::Destination);
+        if is_there && setup.verify {
+            result.invalid.extend(verify(&mut destination, ready).await.err());
+        }
+        seen.source = qemu.heard();
+        seen.destination = destination.heard();
+        let probed = self.probe.probed();
+        (seen.echoes, seen.announced) = (probed.answers, probed.announced);
+        seen.outcome = run.outcome;
+        result.figures = figures(setup, &seen);
+        result.stop_ms = gap(&seen).map(|gap| gap.start.saturating_sub(seen.begin) as f64 / 1e6);
+        result.samples = samples(&seen, run.lines);
+        result.judge(&seen);
+        let keep = |qemu| Some(LiveGuest { qemu, kind, ready, legs });
+        let source_files = qemu.files.clone();
+        Ok(match runs_on {
+            Some(RunsOn::Destination) if result.invalid.is_empty() => {
+                qemu.ended().await;
+                remove(&source_files);
+                (result, keep(destination), None)
+            }
+            Some(RunsOn::Source) if result.invalid.is_empty() && !qemu.has_ended() => {
+                (result, keep(qemu), Some(destination))
+            }
+            // A guest that is not known to be whole goes nowhere else.
+            _ => {
+                self.end(qemu).await;
+                (result, None, Some(destination))
+            }
+        })
+    }
+}
+
+impl Drop for TrialBed {
+    fn drop(&mut self) {
+        self.guest = None;
+        fs::remove_dir_all(&self.sockets).ok();
+        fs::remove_dir_all(&self.images).ok();
+    }
+}
+
+impl TrialResult {
+    /// Names what makes the trial worth less.
+    fn judge(&mut self, seen: &TrialObservation) {
+        for (side, heard) in [("source", &seen.source), ("destination", &seen.destination)] {
+            self.invalid.extend(heard.complaints.iter().map(|text| format!("the guest on the {side} says: {text}")));
+        }
+        if let Some(steal) = seen.steal.filter(|steal| *steal > STEAL) {
+            self.notes.push(format!("{steal:.0} % of the host's CPU time was taken away by its own hypervisor"));
+        }
+        if let Some(late) = self.figures.get("outside.error").filter(|late| **late > LATE) {
+            self.notes.push(format!("beats were heard up to {late:.0} ms late: the host is busy, or the guest is"));
+        }
+    }
+}
+
+fn ended(run: &EngineRun, leg: u32) -> TrialResult {
+    let outcome = run.outcome.as_ref();
+    let reason = outcome.and_then(|outcome| outcome.reason.as_ref()).map(|reason| reason.message.clone());
+    TrialResult {
+        outcome: outcome.map_or_else(|| "no-outcome".into(), |outcome| outcome.outcome.to_string()),
+        reason: if run.is_over_limit {
+            Some("the limit of the sweep was reached".into())
+        } else if outcome.is_none() {
+            Some(run.last_words.clone())
+        } else {
+            reason
+        },
+        is_censored: run.is_over_limit,
+        leg,
+        ..TrialResult::default()
+    }
+}
+
+/// The accelerator to use: KVM where it is asked for or can be opened.
+fn accelerator(wanted: &str) -> &str {
+    let opens = || File::options().read(true).write(true).open("/dev/kvm").is_ok();
+    match wanted {
+        "auto" if opens() => "kvm",
+        "auto" => "tcg",
+        given => given,
+    }
+}
+
+fn remove(files: &QemuFiles) {
+    let sockets = [&files.qmp, &files.debug, &files.net, &files.qmp.with_extension("stderr")].map(PathBuf::clone);
+    for file in files.disks.iter().chain(&sockets) {
+        // one that was never made needs no removal
+        fs::remove_file(file).ok();
+    }
+}
+
+/// Has the guest read all its data, and waits until it has.
+async fn verify(guest: &mut StartedQemu, ready: GuestReady) -> Result<(), String> {
+    let checked = |guest: &StartedQemu| {
+        guest.hear(|heard| heard.counts.last().map(|counts| (counts.pages_checked, counts.blocks_checked)))
+    };
+    guest.press("v").await.map_err(|error| error.to_string())?;
+    let begin = checked(guest).unwrap_or_default();
+    let deadline = Instant::now() + VERIFY;
+    loop {
+        let now = checked(guest).unwrap_or_default();
+        let is_done = now.0 >= begin.0 + ready.pages && now.1 >= begin.1 + ready.blocks;
+        if is_done || guest.hear(|heard| !heard.complaints.is_empty()) {
+            break;
+        }
+        if Instant::now() > deadline || guest.has_ended() {
+            let (pages, blocks) = (now.0 - begin.0, now.1 - begin.1);
+            return Err(format!(
+                "not all data was read after the migration: {pages} of {} pages, {blocks} of {} blocks in {} s",
+                ready.pages,
+                ready.blocks,
+                VERIFY.as_secs(),
+            ));
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    guest.press("q").await.map_err(|error| error.to_string())
+}
+
+async fn hook(command: Option<&String>, name: &str, places: &[(&str, &PathBuf)]) -> Result<(), TrialError> {
+    let Some(command) = command else { return Ok(()) };
+    let mut shell = Command::new("/bin/sh");
+    shell.arg("-c").arg(command).envs(places.iter().map(|(name, path)| (*name, path.as_os_str())));
+    run_briefly(shell, name).await
+}
+
+/// Runs a command to its end.
+async fn run_briefly(mut command: Command, name: &str) -> Result<(), TrialError> {
+    let ended = timeout(SHELL, command.kill_on_drop(true).output()).await;
+    let output = match ended {
+        Ok(Ok(output)) => output,
+        Ok(Err(source)) => return Err(TrialError::Start { program: name.to_owned(), source }),
+        Err(_) => return Err(TrialError::Other(format!("{name} has not ended within {} s", SHELL.as_secs()))),
+    };
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+    Err(TrialError::Other(format!("{name} failed ({}): {said}", output.status)))
+}
+
+fn stolen(before: Option<(u64, u64)>, after: Option<(u64, u64)>) -> Option<f64> {
+    let (before, after) = (before?, after?);
+    let all = after.1.checked_sub(before.1).filter(|all| *all > 0)?;
+    Some(after.0.saturating_sub(before.0) as f64 * 100.0 / all as f64)
+}
+
+/// The samples of a trial: the engine's lines, and the guest's throughput.
+fn samples(seen: &TrialObservation, lines: Vec<(u64, Value)>) -> Vec<Value> {
+    let at = |heard: u64| (heard as f64 - seen.begin as f64) / 1e6;
+    let engine = lines.into_iter().filter(|(_, line)| line["type"] != "outcome" && line["type"] != "plan").map(
+        |(heard, mut line)| {
+            if let Some(line) = line.as_object_mut() {
+                line.remove("v");
+                line.insert("t_ms".into(), json!(at(heard)));
+            }
+            line
+        },
+    );
+    let counts = all_counts(seen);
+    let guest =
+        counts.windows(2).filter(|pair| pair[1].heard >= seen.watched_from && pair[1].heard <= seen.watched_until);
+    let guest = guest.map(|pair| {
+        let seconds = (pair[1].heard - pair[0].heard) as f64 / 1e9;
+        let rate = |new: u64, old: u64| if seconds > 0.0 { new.saturating_sub(old) as f64 / seconds } else { 0.0 };
+        json!({
+            "type": "guest",
+            "t_ms": at(pair[1].heard),
+            "pages": rate(pair[1].pages_written, pair[0].pages_written),
+            "writes": rate(pair[1].disk_writes, pair[0].disk_writes),
+        })
+    });
+    engine.chain(guest).collect()
+}
+
+/// The path of the program that runs, which is the engine of every trial.
+///
+/// # Errors
+/// The system does not tell.
+pub(crate) fn own_program() -> Result<PathBuf, TrialError> {
+    std::env::current_exe().map_err(of_file(Path::new("/proc/self/exe")))
+}
