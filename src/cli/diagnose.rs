@@ -20,7 +20,7 @@ use crate::{
 use ratatui::crossterm::terminal::size;
 use std::{
     fmt::Write,
-    io::{self, Read},
+    io::{self, IsTerminal, Read},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Instant,

@@ -8,7 +8,7 @@ use super::{
     look::{MonitorLook, bound, list},
     meeting::{closed, refused},
     pair::{Met, MonitorReach, PairLooks, SideLooks},
-    process::ProcessLook,
+    process::{MonitorHolders, ProcessLook},
     report::Diagnosis,
     way_in::{BARRED, ObservedMonitor},
 };

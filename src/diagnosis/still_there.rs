@@ -139,7 +139,7 @@ fn text<'a>(command: &'a RemedyCommand, name: &str) -> Option<&'a str> {
 /// Whether two commands do the same to the same.
 fn is_same_aim(one: &RemedyCommand, other: &RemedyCommand) -> bool {
     let aims = |name: &&str| one.argument(name) == other.argument(name);
-    (one.side, one.oob, &one.name) == (other.side, other.oob, &other.name) && AIMS.iter().all(|name| aims(&name))
+    (one.side, one.oob, &one.name) == (other.side, other.oob, &other.name) && AIMS.iter().all(aims)
 }
 
 impl Diagnosis {

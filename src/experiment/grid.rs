@@ -56,8 +56,8 @@ impl SweepPlan {
     /// # Errors
     /// What is wrong with it, in one sentence with the line, the field and the remedy.
     pub(crate) fn read(text: &str) -> Result<Self, SpecError> {
-        let spec: SweepSpec = toml::from_str(text).map_err(unreadable)?;
-        let mut table: toml::Table = text.parse().map_err(unreadable)?;
+        let spec: SweepSpec = toml::from_str(text).map_err(|error| unreadable(&error))?;
+        let mut table: toml::Table = text.parse().map_err(|error| unreadable(&error))?;
         table.remove("factor");
         limits::check(&spec).map_err(|wrong| wrong.in_line_of(text))?;
         let factors: Vec<String> = spec.factors.iter().map(SweepFactor::title).collect();
@@ -77,9 +77,12 @@ impl SweepPlan {
     }
 }
 
-fn unreadable(error: toml::de::Error) -> SpecError {
+fn unreadable(error: &toml::de::Error) -> SpecError {
     SpecError::Unreadable(error.to_string().trim_end().to_owned())
 }
+
+/// Fields and the values that they are to have.
+type FieldValues<'a> = Vec<(&'a str, &'a toml::Value)>;
 
 impl SweepFactor {
     fn title(&self) -> String {
@@ -87,7 +90,7 @@ impl SweepFactor {
     }
 
     /// The label and the fields of one of its values.
-    fn level<'a>(&'a self, value: &'a toml::Value) -> Result<(String, Vec<(&'a str, &'a toml::Value)>), SpecError> {
+    fn level<'a>(&'a self, value: &'a toml::Value) -> Result<(String, FieldValues<'a>), SpecError> {
         if let Some(field) = &self.field {
             return Ok((label(value), vec![(field, value)]));
         }

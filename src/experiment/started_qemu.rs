@@ -207,8 +207,8 @@ impl StartedQemu {
 
     /// Ends the process, and waits until it is gone.
     pub(crate) async fn end(mut self) {
-        // Only an answer that never comes is left to the handle, which kills it too.
-        let _ = self.child.start_kill();
+        // a process that has ended needs no kill, and the handle kills one that is left
+        self.child.start_kill().ok();
         tokio::time::timeout(END, self.child.wait()).await.ok();
     }
 

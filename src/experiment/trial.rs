@@ -90,14 +90,14 @@ impl TrialBed {
     ///
     /// # Errors
     /// One cannot be made.
-    pub(crate) fn make(engine: PathBuf, images: PathBuf) -> Result<Self, TrialError> {
+    pub(crate) fn make(engine: PathBuf, images: &Path) -> Result<Self, TrialError> {
         let clock = SweepClock::start();
         let base = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
         let sockets = base.join(format!("qferry-sweep-{}", RunId::new()));
         DirBuilder::new().mode(0o700).create(&sockets).map_err(of_file(&sockets))?;
-        fs::create_dir_all(&images).map_err(of_file(&images))?;
+        fs::create_dir_all(images).map_err(of_file(images))?;
         // An image names the one below it by a path that must hold from anywhere.
-        let images = images.canonicalize().map_err(of_file(&images))?;
+        let images = images.canonicalize().map_err(of_file(images))?;
         let guest_file = sockets.join("guest");
         fs::write(&guest_file, GUEST).map_err(of_file(&guest_file))?;
         let switch = sockets.join("switch");

@@ -1,7 +1,11 @@
 //! Golden screens of `qferry diagnose`, by diagnoses made by hand, in 80 columns.
 
 use super::*;
-use crate::diagnosis::{MirrorReport, OpenFileReport, ProcessReport, SocketReport, ThreadReport};
+use crate::{
+    codes::DiagnosisCode,
+    diagnosis::{MirrorReport, OpenFileReport, ProcessReport, RemedyCommand, SocketReport, ThreadReport},
+    progress::Side,
+};
 use insta::assert_snapshot;
 
 const MIB: u64 = 1 << 20;
@@ -71,7 +75,7 @@ fn diagnosis(causes: Vec<Cause>, source: Option<SideReport>, destination: Option
         Some(cause) => cause.code.meaning().to_owned(),
         None => "Nothing wrong found: 420.0 MiB of RAM are left to send at 120.0 MiB/s, about 4 s left.".to_owned(),
     };
-    Diagnosis { verdict, causes, source, destination, unseen: Vec::new(), notes: Vec::new() }
+    Diagnosis { verdict, causes, source, destination, unseen: Vec::new(), moved: None, notes: Vec::new() }
 }
 
 /// The screen, none of whose lines but commands is wider than 80 columns.

@@ -17,6 +17,9 @@ const ROW: f64 = 40.0;
 /// The time around the stop of the guest that is drawn.
 const AROUND: (f64, f64) = (-1500.0, 2500.0);
 
+/// A line over time, with its name.
+type NamedLine = (&'static str, Vec<(f64, f64)>);
+
 /// All pictures: the name of its file, the section that it is in, and itself.
 pub(super) fn pictures(
     plan: &SweepPlan,
@@ -250,7 +253,7 @@ fn timeline(word: &str, trial: usize, label: &str, stop: f64, samples: &[&TrialS
         let points = points.filter_map(|sample| Some((sample.t_ms - stop, value(sample)?)));
         points.filter(|(at, _)| (AROUND.0..=AROUND.1).contains(at)).collect()
     };
-    let kinds: [(&str, &str, Vec<(&str, Vec<(f64, f64)>)>); 3] = [
+    let kinds: [(&str, &str, Vec<NamedLine>); 3] = [
         ("guest", "guest's pages a second", vec![("pages written", line("guest", |sample| sample.pages))]),
         ("disk", "guest's writes to disks a second", vec![("writes", line("guest", |sample| sample.writes))]),
         (

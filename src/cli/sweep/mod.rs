@@ -222,7 +222,7 @@ async fn sweep(arguments: &SweepArguments, plan: &SweepPlan, text: &str, folder:
         Ok(results) => results,
         Err(error) => return misused(&format!("{error} (--resume goes on with a sweep)"), json),
     };
-    let bed = own_program().and_then(|engine| TrialBed::make(engine, folder.join("images")));
+    let bed = own_program().and_then(|engine| TrialBed::make(engine, &folder.join("images")));
     let mut bed = match bed {
         Ok(bed) => bed,
         Err(error) => return failed(&error.to_string(), json),
