@@ -96,6 +96,16 @@ fn cancelling(source: &SideLooks) -> Option<Cause> {
         format!("the source's migration was {status} for {}", seconds(source)),
         "QEMU waits for a thread that writes to a channel which takes nothing".to_owned(),
     ];
+    let connecting = source.connections(false, ConnectionState::SynSent).next().map(|row| row.remote.clone());
+    if let Some(remote) = connecting {
+        let evidence = [evidence, vec![format!("no answer to the first segment from {remote}")]].concat();
+        // QEMU cuts no connection that is not made yet
+        return Some(Cause::new(DiagnosisCode::CancellingStuck, Confidence::Certain, evidence).remedy(
+            "wait until the kernel gives the connection up, some two minutes after it was begun, or, as root, end it with \
+             ss -K and that address",
+            "none: the migration is being given up already",
+        ));
+    }
     let cause = Cause::new(DiagnosisCode::CancellingStuck, Confidence::Certain, evidence);
     Some(
         cause
