@@ -2,7 +2,7 @@
 
 use super::{
     diagnose_options::Diagnose,
-    exit::{failed, misused},
+    exit::{FOUND, failed, misused},
     fix,
     plain_text::{folded, in_line, plain, sparkline},
     process_screen::{describe_process, line},
@@ -26,8 +26,6 @@ use std::{
     time::Instant,
 };
 
-/// The exit code where causes were found.
-pub(super) const FOUND: u8 = 10;
 /// The part of a file that tells what kind of recording the file is: bytes and lines.
 const HEAD: u64 = 1 << 20;
 const HEAD_LINES: usize = 8;

@@ -3,6 +3,9 @@
 use super::{flags, render};
 use std::process::ExitCode;
 
+/// The exit code of a diagnosis that has found causes.
+pub(super) const FOUND: u8 = 10;
+
 /// Reports wrong use: exit code 2.
 pub(super) fn misused(message: &str, json: bool) -> ExitCode {
     ended(message, json, "usage");

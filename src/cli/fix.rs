@@ -1,9 +1,8 @@
 //! `qferry diagnose --fix`: the remedies of the causes that were named, on the user's word, and after one more look.
 
 use super::{
-    diagnose::FOUND,
     diagnose_options::Diagnose,
-    exit::{failed, misused},
+    exit::{FOUND, failed, misused},
     render,
 };
 use crate::{
@@ -111,7 +110,7 @@ async fn carry_out_all(
             return failed(&message, options.json);
         }
     };
-    let (mut refused, mut errors) = (false, Vec::new());
+    let (mut refused, mut errors, mut mended) = (false, Vec::new(), Vec::new());
     for AgreedRemedy { cause, commands } in remedies {
         if let Some(changed) = now.changed_since(before, cause) {
             refused = true;
@@ -125,12 +124,29 @@ async fn carry_out_all(
             }
             render::say(&format!("qferry: the {} has carried out {}", command.side, command.name));
         }
+        mended.push(*cause);
     }
-    match (errors.is_empty(), refused) {
-        (false, _) => failed(&errors.join("; "), options.json),
-        (true, true) => ExitCode::from(FOUND),
-        (true, false) => ExitCode::SUCCESS,
+    if !errors.is_empty() {
+        return failed(&errors.join("; "), options.json);
     }
+    let kept = if mended.is_empty() { Vec::new() } else { kept(settings, &mended).await };
+    kept.iter().for_each(|words| render::say(words));
+    if refused || !kept.is_empty() { ExitCode::from(FOUND) } else { ExitCode::SUCCESS }
+}
+
+/// The causes that are there still after their remedy: QEMU's consent is no proof that it has helped.
+async fn kept(settings: &DiagnoseSettings, mended: &[&Cause]) -> Vec<String> {
+    // a side that cannot be looked at has none of these causes
+    let Ok(after) = diagnose(settings).await else { return Vec::new() };
+    let still = mended.iter().filter(|cause| after.still_has(cause));
+    let words = |cause: &&&Cause| {
+        let evidence = cause.evidence.first().map_or("", String::as_str);
+        format!(
+            "qferry: the remedy of {} was carried out, and the cause is there still: it was that {evidence}",
+            cause.code
+        )
+    };
+    still.map(|cause| words(&cause)).collect()
 }
 
 /// The address of the side that a command is for.

@@ -3,25 +3,59 @@
 //! Owns the dialling and the greeting, and each error's meaning. What stands in the way of a client is told as what it
 //! is: QEMU is said to be gone, or to hang, by evidence alone.
 
-use super::{
-    pair::MonitorReach,
-    process::MonitorHolders,
-    sampling::{AGAIN, Patience, dial},
-    way_in::ObservedMonitor,
-};
+use super::{pair::MonitorReach, process::MonitorHolders, way_in::ObservedMonitor};
 use crate::{
-    endpoint::{DialError, PeerPid},
+    endpoint::{DialError, Dialed, Endpoint, PeerPid},
     progress::describe,
     qmp::{ConnectError, ExecuteError, QmpClient, QmpOptions},
 };
 use std::{io::ErrorKind, time::Duration};
 use tokio::time::{Instant, sleep};
 
+/// The times that a side is given.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// For a connection, and again for its greeting.
+    meet: Duration,
+    /// For an answer. QEMU answers in well under a millisecond unless its main loop hangs.
+    pub(super) answer: Duration,
+    /// Whether a refusal of what QEMU never refuses is another program's, which was to pass the question on.
+    pub(super) passed_on: bool,
+}
+
+impl Patience {
+    /// The times for a monitor. A call of `virsh` has a deadline of its own, before these.
+    pub(super) fn with(at: &ObservedMonitor) -> Self {
+        let seconds = Duration::from_secs;
+        match at.domain() {
+            None => Self { meet: seconds(3), answer: seconds(2), passed_on: false },
+            Some(_) => Self { meet: seconds(8), answer: seconds(8), passed_on: true },
+        }
+    }
+}
+
+/// The time after which a monitor whose queue was full is dialled again.
+const AGAIN: Duration = Duration::from_millis(100);
 /// The time that a QEMU whose monitor has closed has to go.
 const CLOSING: Duration = Duration::from_secs(1);
 /// The time before the end of the wait for a greeting at which is looked who holds the monitor: only while the own
 /// connection is there can be seen whether QEMU has accepted it.
 const LATE: Duration = Duration::from_millis(300);
+/// Connects. A queue of clients that is full, as where a manager calls again and again, is waited for.
+async fn dial(at: &Endpoint, patience: Duration) -> Result<Dialed, DialError> {
+    let began = Instant::now();
+    loop {
+        match at.dial(patience.saturating_sub(began.elapsed())).await {
+            Err(DialError::Io { source, .. })
+                if source.kind() == ErrorKind::WouldBlock && began.elapsed() + AGAIN < patience =>
+            {
+                sleep(AGAIN).await;
+            }
+            dialed => return dialed,
+        }
+    }
+}
+
 /// Connects to a monitor, and tells whose it is where the kernel does.
 pub(super) async fn meet(at: &ObservedMonitor, options: QmpOptions) -> (Result<QmpClient, MonitorReach>, Option<u32>) {
     let (known, patience) = (at.pid(), Patience::with(at));
@@ -135,7 +169,7 @@ mod tests {
     use crate::{
         codes::DiagnosisCode,
         diagnosis::{DiagnoseSettings, DiagnosisError, diagnose},
-        endpoint::{Address, Endpoint},
+        endpoint::Address,
     };
     use std::io;
     use tokio::{

@@ -20,6 +20,7 @@ mod remedy;
 mod report;
 mod rules;
 mod sampling;
+mod side_identity;
 mod steady_causes;
 mod still_there;
 mod watching;

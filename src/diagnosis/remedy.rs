@@ -146,7 +146,8 @@ impl RemedyCommand {
 
 /// Sends a command of a remedy to its side, and gives QEMU's refusal or the reason why there was no answer. A migration
 /// of libvirt's is cancelled by libvirt (`domjobabort`), and what libvirt keeps count of is refused. Others may have
-/// acted since the diagnosis: look again right before, and ask [`Diagnosis::changed_since`](super::Diagnosis::changed_since).
+/// acted since the diagnosis: look again right before, and ask
+/// [`Diagnosis::changed_since`](super::Diagnosis::changed_since).
 ///
 /// # Errors
 /// The side cannot be reached, or QEMU or libvirt has refused the command or left it unanswered.

@@ -6,7 +6,7 @@ use super::{
     pair::{MonitorReach, PairLooks, SideLooks},
     process_report::ProcessReport,
     rules,
-    still_there::SideIdentity,
+    side_identity::SideIdentity,
 };
 use crate::{
     qemu::reply::MigrationStatus,

@@ -2,7 +2,7 @@
 //!
 //! Asks only; a side that does not answer is asked once out of band, and not again. Each question has a deadline.
 
-pub(super) use super::meeting::meet;
+pub(super) use super::meeting::{Patience, meet};
 use super::{
     guest_queues,
     look::{MonitorLook, bound, list},
@@ -13,41 +13,17 @@ use super::{
     way_in::{BARRED, ObservedMonitor},
 };
 use crate::{
-    endpoint::{Address, DialError, Dialed, Endpoint},
+    endpoint::{Address, Endpoint},
     qmp::{ErrorClass, EventStream, ExecuteError, QmpClient, QmpOptions, QmpRequest, StreamItem},
 };
 use serde_json::Value;
-use std::{io::ErrorKind, os::unix::fs::FileTypeExt, time::Duration};
+use std::{os::unix::fs::FileTypeExt, time::Duration};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-
-/// The times that a side is given.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
-    /// For a connection, and again for its greeting.
-    pub(super) meet: Duration,
-    /// For an answer. QEMU answers in well under a millisecond unless its main loop hangs.
-    pub(super) answer: Duration,
-    /// Whether a refusal of what QEMU never refuses is another program's, which was to pass the question on.
-    pub(super) passed_on: bool,
-}
-
-impl Patience {
-    /// The times for a monitor. A call of `virsh` has a deadline of its own, before these.
-    pub(super) fn with(at: &ObservedMonitor) -> Self {
-        let seconds = Duration::from_secs;
-        match at.domain() {
-            None => Self { meet: seconds(3), answer: seconds(2), passed_on: false },
-            Some(_) => Self { meet: seconds(8), answer: seconds(8), passed_on: true },
-        }
-    }
-}
 
 /// The time for an answer out of band.
 const OUT_OF_BAND: Duration = Duration::from_secs(2);
 /// The least time between two looks at the process of a monitor that is silent.
 const SILENT: Duration = Duration::from_millis(500);
-/// The time after which a monitor whose queue was full is dialled again.
-pub(super) const AGAIN: Duration = Duration::from_millis(100);
 /// The time between two looks.
 const PAUSE: Duration = Duration::from_millis(250);
 /// The commands of a look. A look without the answers to the first two is none.
@@ -302,21 +278,6 @@ fn left_socket(at: &ObservedMonitor) -> bool {
             std::fs::metadata(path).is_ok_and(|data| data.file_type().is_socket())
         }
         _ => false,
-    }
-}
-
-/// Connects. A queue of clients that is full, as where a manager calls again and again, is waited for.
-pub(super) async fn dial(at: &Endpoint, patience: Duration) -> Result<Dialed, DialError> {
-    let began = Instant::now();
-    loop {
-        match at.dial(patience.saturating_sub(began.elapsed())).await {
-            Err(DialError::Io { source, .. })
-                if source.kind() == ErrorKind::WouldBlock && began.elapsed() + AGAIN < patience =>
-            {
-                sleep(AGAIN).await;
-            }
-            dialed => return dialed,
-        }
     }
 }
 
