@@ -101,6 +101,7 @@ pub enum DiagnosisError {
     },
 }
 
+#[cfg(feature = "cli")]
 impl DiagnosisError {
     /// Whether the user asked for what makes no sense, and nothing was looked at.
     pub(crate) fn is_misuse(&self) -> bool {
