@@ -56,16 +56,9 @@ impl Arguments {
         Self::try_parse_from(words).map_err(|error| exit::refused_words(&error, words))
     }
 
-    /// Looks whether words would be understood, and gives what would be said of them otherwise.
-    ///
-    /// # Errors
-    /// The first sentence about what is wrong.
+    /// Looks whether words would be understood; the error says what is wrong with them.
     pub(super) fn check(words: &[String]) -> Result<(), String> {
-        Self::try_parse_from(words).map(|_| ()).map_err(|error| {
-            let said = error.to_string();
-            let said = said.strip_prefix("error: ").unwrap_or(&said);
-            said.split("\n\nUsage").next().unwrap_or(said).trim_end().to_owned()
-        })
+        Self::try_parse_from(words).map(|_| ()).map_err(|error| exit::words_alone(&error))
     }
 }
 

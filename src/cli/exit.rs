@@ -33,6 +33,13 @@ fn tell(message: &str, code: &str) {
     render::object(&object).ok();
 }
 
+/// What is wrong with words, without the usage.
+pub(super) fn words_alone(error: &clap::Error) -> String {
+    let said = error.to_string();
+    let said = said.strip_prefix("error: ").unwrap_or(&said);
+    said.split("\n\nUsage").next().unwrap_or(said).trim_end().to_owned()
+}
+
 /// Reports what is wrong with the words of the command line, and gives the exit code: 2, or 0 where help was asked for.
 pub(super) fn refused_words(error: &clap::Error, words: &[std::ffi::OsString]) -> ExitCode {
     // the text for people, with colours on a terminal; help goes to stdout

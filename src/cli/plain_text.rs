@@ -7,8 +7,9 @@ use super::flags;
 /// The most characters of one text on a screen.
 const LONGEST: usize = 400;
 
-/// A text of the library for people: with flags for settings, and without what can command a terminal or make a text read as
-/// another: control characters but line ends, and characters that turn the direction of writing or take no room.
+/// A text of the library for people: with flags for settings, and without what can command a terminal or make a text
+/// read as another: control characters but line ends, and characters that turn the direction of writing or take no
+/// room.
 pub(super) fn plain(text: &str) -> String {
     let shown = |c: char| match c {
         '\n' => c,

@@ -29,7 +29,8 @@ pub(crate) const READ_ANSWERS: &[&str] = &[
 pub(super) const WINDOW: Duration = Duration::from_secs(5);
 /// The most looks that are kept of a side.
 const LOOKS: usize = 256;
-/// The commands by which limits and capabilities change, that of the parameters first, and the most that wait for an answer.
+/// The commands by which limits and capabilities change, that of the parameters first, and the most that wait for an
+/// answer.
 const SETTINGS: [&str; 2] = ["migrate-set-parameters", "migrate-set-capabilities"];
 const WAITING: usize = 64;
 /// The statuses in which a migration is over.
@@ -279,7 +280,8 @@ mod tests {
         assert_eq!(told.source.map(|side| side.address), Some("unix:/s".to_owned()));
     }
 
-    /// A recording of RAM that goes at 40 MiB/s, at first with a limit of as much, and what the engine sends in between.
+    /// A recording of RAM that goes at 40 MiB/s, at first with a limit of as much, and what the engine sends in
+    /// between.
     fn with_settings(sent: &Value, answer: &Value) -> Diagnosis {
         let mut lines = vec![json!({ "v": 1, "type": "transcript", "began_ms": 1, "qferry": "0" })];
         let entry =

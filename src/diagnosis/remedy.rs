@@ -87,8 +87,8 @@ impl fmt::Display for RemedyCommand {
     }
 }
 
-/// JSON in which a character that does not show, or turns the direction of writing, is written by its number: what is read is
-/// what is sent.
+/// JSON in which a character that does not show, or turns the direction of writing, is written by its number: what is
+/// read is what is sent.
 fn escaped(json: &str) -> String {
     let mut shown = String::with_capacity(json.len());
     for c in json.chars() {

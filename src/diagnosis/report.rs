@@ -135,6 +135,7 @@ impl Diagnosis {
     }
 
     /// Leaves every remedy as advice: what was seen is over, or another program's.
+    #[cfg(feature = "cli")] // the command alone reads recordings
     pub(super) fn leave_remedies_to_people(&mut self) {
         self.causes.iter_mut().for_each(|cause| cause.fixable = false);
     }

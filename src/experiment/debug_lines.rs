@@ -140,7 +140,7 @@ mod tests {
                 "disk 5"
             ]
         );
-        heard.take(b"s 3a 2 14 3.5 6 m8:e d10:1\n", 11);
+        heard.take(b"s 3a 2 14 3 5 6 m8:e d10:1\n", 11);
         let counts = GuestCounts {
             heard: 11,
             pages_written: 0x14,

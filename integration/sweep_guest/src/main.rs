@@ -26,9 +26,9 @@
 //! | `s T B M W V R ...` | each 50 ms, what was done since the start; see below |
 //! | `E text` | something is wrong: content that should not be there, a failed call, a fault |
 //!
-//! At T ns of the guest's clock there were B beats, M pages were written and W blocks of disks, V pages and R blocks were
-//! read in turn and found right. Then come `mK:C` and `dK:C`: C writes of pages or blocks since the line before took between
-//! 2^K and 2^(K+1) ns.
+//! At T ns of the guest's clock there were B beats, M pages were written and W blocks of disks, V pages and R blocks
+//! were read in turn and found right. Then come `mK:C` and `dK:C`: C writes of pages or blocks since the line before
+//! took between 2^K and 2^(K+1) ns.
 
 #![no_std]
 #![no_main]

@@ -189,10 +189,7 @@ impl Picture {
             overlay.text((at, y), LETTERS, TextSide::After, PlotColour::Ink, &fitted(words, LETTERS, wide - at - 4.0));
         }
         let title = escaped(&self.title);
-        let open = format!(
-            "<svg class=\"qferry-plot\" role=\"img\" aria-label=\"{title}\" viewBox=\"0 0 {width} {}\" ",
-            height.ceil()
-        );
+        let open = format!("<svg class=\"qferry-plot\" role=\"img\" aria-label=\"{title}\" ");
         let svg = stand_ins.replaced(svg);
         let svg = svg.replacen("<svg ", &open, 1).replacen(
             ">\n",
@@ -295,7 +292,8 @@ mod tests {
     fn ticks_are_round_and_few() {
         let axis = |range, is_log| PictureAxis { name: "ms".into(), range, is_log, is_bare: false };
         assert_eq!(axis((0.0, 103.0), false).ticks(5), [0.0, 50.0, 100.0]);
-        assert_eq!(axis((8.0, 130.0), true).ticks(6), [10.0, 20.0, 50.0, 100.0]);
+        assert_eq!(axis((8.0, 130.0), true).ticks(6), [10.0, 20.0, 30.0, 50.0, 70.0, 100.0]);
+        assert_eq!(axis((8.0, 130.0), true).ticks(4), [10.0, 20.0, 50.0, 100.0]);
         for range in [(0.0, 1e-12), (-5.0, 7.0), (0.0, 9e15)] {
             assert!(axis(range, false).ticks(6).len() <= 8, "{range:?}");
         }

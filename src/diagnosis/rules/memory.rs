@@ -24,8 +24,8 @@ const AS_FAST: f64 = 0.95;
 const AS_FAST_BY_FEW: f64 = 0.85;
 /// The passes seen to end from which the memory to send shrinks visibly where it does at all.
 const SEEN_PASSES: usize = 3;
-/// The passes without a gain from which on a guest that dirties less than is sent counts as not converging: some in each half of
-/// the looks.
+/// The passes without a gain from which on a guest that dirties less than is sent counts as not converging: some in
+/// each half of the looks.
 const SETTLED: u64 = 6;
 /// A limit that no link reaches: 1 TiB/s.
 const UNLIMITED: u64 = 1 << 40;
