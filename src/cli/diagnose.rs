@@ -211,6 +211,12 @@ fn describe_side(text: &mut String, name: &str, side: &SideReport) {
             sparkline(&side.remaining, COLUMNS)
         );
         line(text, "ram", &told);
+        let curves = [("sent", &side.bandwidths), ("dirtied", &side.dirty_rates)];
+        let curves = curves.iter().filter(|(_, rates)| rates.len() > 1);
+        let curves: Vec<String> = curves.map(|(name, rates)| format!("{name} {}", sparkline(rates, COLUMNS))).collect();
+        if !curves.is_empty() {
+            line(text, "rates", &curves.join("  "));
+        }
         let limits = [
             side.bandwidth_limit.map(|limit| format!("bandwidth at most {}", Rate(limit))),
             side.downtime_limit_ms.map(|limit| format!("downtime at most {limit} ms")),

@@ -9,10 +9,11 @@ use super::{
     side_identity::SideIdentity,
 };
 use crate::{
-    qemu::reply::MigrationStatus,
+    qemu::reply::{MigrationRamStats, MigrationStatus},
     quantity::{Bytes, Rate},
 };
 use serde::Serialize;
+use std::time::Duration;
 
 /// QEMU counts the sync before the first pass, and measures from one sync to the next.
 const MEASURED: u64 = 2;
@@ -62,6 +63,10 @@ pub struct SideReport {
     pub transferred: Option<u64>,
     /// RAM yet to send at each look, bytes.
     pub remaining: Vec<u64>,
+    /// RAM sent from each look to the next, bytes per second.
+    pub bandwidths: Vec<u64>,
+    /// RAM dirtied by the guest, bytes per second, as QEMU had measured it at each look; empty before QEMU has.
+    pub dirty_rates: Vec<u64>,
     /// RAM sent, bytes per second.
     pub bandwidth: Option<u64>,
     /// RAM dirtied by the guest, bytes per second, as QEMU last measured it; absent in the first pass, before QEMU has.
@@ -206,6 +211,23 @@ fn time_left(bytes: u64, rate: u64) -> String {
     }
 }
 
+/// What the guest dirties, once QEMU has measured it.
+fn dirty_rate(ram: &MigrationRamStats) -> Option<u64> {
+    let is_measured = ram.dirty_sync_count >= MEASURED || ram.dirty_pages_rate > 0;
+    is_measured.then(|| ram.dirty_pages_rate.saturating_mul(ram.page_size))
+}
+
+/// RAM sent from each look to the next.
+fn bandwidths(side: &SideLooks) -> Vec<u64> {
+    let sent = side.looks.iter().filter_map(|look| Some((look.at, look.migration.ram.as_ref()?.transferred)));
+    let sent: Vec<(Duration, u64)> = sent.collect();
+    let rate = |pair: &[(Duration, u64)]| {
+        let seconds = pair[1].0.saturating_sub(pair[0].0).as_secs_f64();
+        (seconds > 0.0).then(|| (pair[1].1.saturating_sub(pair[0].1) as f64 / seconds) as u64)
+    };
+    sent.windows(2).filter_map(rate).collect()
+}
+
 impl SideReport {
     fn of(side: &SideLooks) -> Self {
         let seconds = side.span().as_secs_f64();
@@ -232,10 +254,10 @@ impl SideReport {
             passes: ram.map(|ram| ram.dirty_sync_count),
             transferred: ram.map(|ram| ram.transferred),
             remaining: side.looks.iter().filter_map(|look| Some(look.migration.ram.as_ref()?.remaining)).collect(),
+            bandwidths: bandwidths(side),
+            dirty_rates: side.looks.iter().filter_map(|look| dirty_rate(look.migration.ram.as_ref()?)).collect(),
             bandwidth,
-            dirty_rate: ram
-                .filter(|ram| ram.dirty_sync_count >= MEASURED || ram.dirty_pages_rate > 0)
-                .map(|ram| ram.dirty_pages_rate.saturating_mul(ram.page_size)),
+            dirty_rate: ram.and_then(dirty_rate),
             bandwidth_limit: positive("max-bandwidth"),
             expected_downtime_ms: side.migration().and_then(|migration| migration.expected_downtime),
             downtime_ms: side.migration().and_then(|migration| migration.downtime),
