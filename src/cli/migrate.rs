@@ -97,11 +97,12 @@ async fn built(options: &args::Options, look: bool, work: impl AsyncFnOnce(Build
 
 async fn look(builder: Builder, json: bool) -> ExitCode {
     let Some(signals) = Signals::watch() else { return failed("cannot watch for signals", json) };
+    // before the engine's own clock, so that the last line is not of an earlier time than those before
+    let began = Instant::now();
     let mut check = match builder.check() {
         Ok(check) => check,
         Err(invalid) => return misused(&flags::worded(&invalid), json),
     };
-    let began = Instant::now();
     let events = check.events();
     let screen = thread::spawn(move || render::follow(events, json));
     let control = check.control();
