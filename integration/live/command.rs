@@ -90,7 +90,7 @@ fn commands_are_in_order(transcript: Transcript<impl Read>, steps: usize) {
     assert!(last("source: block-job-cancel") < looked && looked < last("source: migrate-continue"), "{sent:#?}");
     sent.retain(|line| line != "source: query-jobs");
     // The destination is asked for its network cards beside the end of the source.
-    let asks = [": qom-", ": x-debug-query-", ": human-monitor-command"];
+    let asks = [": qom-", ": x-debug-query-", ": human-monitor-command", ": trace-event-get-state"];
     sent.retain(|line| !asks.iter().any(|asks| line.contains(asks)));
     let begin = sent.iter().position(|line| line == "destination: stop").unwrap();
     let mut golden = vec![
@@ -103,6 +103,13 @@ fn commands_are_in_order(transcript: Transcript<impl Read>, steps: usize) {
         "source: block-dirty-bitmap-remove",
         "source: block-job-change",
         "source: block-job-set-speed",
+        // the times of devices, of which QEMU has an event for each of checkpoint, save and load
+        "source: trace-event-set-state",
+        "source: trace-event-set-state",
+        "source: trace-event-set-state",
+        "destination: trace-event-set-state",
+        "destination: trace-event-set-state",
+        "destination: trace-event-set-state",
         // the look at both machines before RAM is sent
         "source: query-block-exports",
         "destination: query-block-exports",
@@ -126,6 +133,9 @@ fn commands_are_in_order(transcript: Transcript<impl Read>, steps: usize) {
         "destination: cont",
         "source: quit",
         "destination: migrate-set-capabilities",
+        "destination: trace-event-set-state",
+        "destination: trace-event-set-state",
+        "destination: trace-event-set-state",
     ];
     let switchover = golden.iter().position(|line| *line == "source: block-job-cancel").unwrap();
     golden.splice(switchover..switchover, vec!["source: migrate-set-parameters"; steps]);

@@ -143,7 +143,7 @@ fn a_guest_that_stops_by_itself_while_ram_is_sent_is_left_so() {
     for version in ["10.0.13", "7.2"] {
         let pair = start(&waiting(version, BootSector::panic, &["-device", "pvpanic", "-action", "panic=pause"]));
         let sends = |kind: &EventKind| matches!(kind, EventKind::Memory { transferred, .. } if *transferred > 0);
-        let (outcome, _) = migrate_when(builder(&pair).bandwidth(Rate(2 * MIB)), sends, |_| press(&pair));
+        let (outcome, _) = migrate_when(builder(&pair).bandwidth(Rate(MIB / 4)), sends, |_| press(&pair));
         // QEMU 7.2 forgets the state of a guest that stood still when it was stopped for the switchover
         let state = pair.source.status().unwrap();
         assert!(state == "guest-panicked" || (version == "7.2" && state == "postmigrate"), "{state}");

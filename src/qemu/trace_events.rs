@@ -1,6 +1,6 @@
 //! Trace events of a QEMU: which of those are on that tell how long devices take, and the switching of them.
 //!
-//! A trace event that somebody else has switched on must be left on. No answer is waited for longer than [`PATIENCE`].
+//! A trace event that somebody else has switched on must be left on. No answer is waited for longer than two seconds.
 
 use super::{Process, ProcessError, reply::TraceEventInfo};
 use qapi::qmp;
