@@ -73,6 +73,7 @@ const PURE: &[&str] = &[
     "convergence/simulate.rs",
     "convergence/stage.rs",
     "endpoint/address.rs",
+    "endpoint/process_stat.rs",
     "experiment/analysis.rs",
     "experiment/command.rs",
     "experiment/condition.rs",

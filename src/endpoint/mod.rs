@@ -9,6 +9,7 @@ mod dial;
 mod peer;
 mod private;
 mod process_handle;
+mod process_stat;
 mod unseen;
 
 pub use address::{Address, AddressError};
@@ -17,4 +18,5 @@ pub use dial::{DialError, Dialed, Socket, dial};
 pub use peer::{PeerPid, ProcessFate, ProcessIdentity, id_in_namespace, seen_by};
 pub use private::keep_private;
 pub use process_handle::ProcessHandle;
+pub use process_stat::ProcessStat;
 pub use unseen::UnseenProcess;

@@ -16,6 +16,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::process_handle::ProcessHandle;
+use super::process_stat::ProcessStat;
 use super::unseen::UnseenProcess;
 
 /// The marks that tell one process from every other, also across a restart of the engine: its pid and start time, and
@@ -46,10 +47,7 @@ pub enum ProcessFate {
 impl ProcessIdentity {
     fn of(pid: i32) -> io::Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        // proc(5): the second field is the name in brackets, which may hold anything, even brackets; the start time is
-        // field 22, and so the 20th word after the last bracket.
-        let began = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19)?.parse().ok());
-        let began = began.ok_or(io::ErrorKind::InvalidData)?;
+        let began = ProcessStat::read(&stat).and_then(|stat| stat.began).ok_or(io::ErrorKind::InvalidData)?;
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
         Ok(Self { pid, began, boot, namespace: fs::metadata("/proc/self/ns/pid")?.ino() })
     }
@@ -172,8 +170,7 @@ impl PeerPid {
     /// Whether the process is stopped, by SIGSTOP or a debugger; `false` where `/proc` does not tell.
     pub fn is_stopped(&self) -> bool {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
-        // proc(5): the state follows the name in brackets, which may hold anything, even brackets.
-        let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
+        let state = ProcessStat::read(&stat).map(|stat| stat.state);
         matches!(state, Some('T' | 't')) && !self.has_died()
     }
 

@@ -1,7 +1,7 @@
 //! One run of `qferry migrate` as a process of its own, with its lines stamped as they come.
 
 use super::{host, listening::SweepClock, started_qemu::TrialError};
-use crate::progress::Outcome;
+use crate::{endpoint::PeerPid, progress::Outcome};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -15,11 +15,13 @@ use std::{
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, BufReader},
     process::Command,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 
 /// The time that a migration that was cancelled has to go back.
 const WAY_BACK: Duration = Duration::from_secs(60);
+/// The time that a process has to end once its output is closed.
+const CLOSED: Duration = Duration::from_secs(1);
 /// Longer lines end the reading of the engine's output.
 const LINE: u64 = 4 << 20;
 /// Most of the last words that are kept.
@@ -97,17 +99,11 @@ impl EngineCall<'_> {
             }
         };
         let ((), words) = tokio::join!(reading, words);
-        // A process that has ended and was not taken note of still tells its CPU time.
-        for _ in 0..1000 {
-            match host::cpu_time(pid) {
-                Some((time, true)) => {
-                    run.cpu = Some(time);
-                    break;
-                }
-                Some(_) => sleep(Duration::from_millis(1)).await,
-                None => break,
-            }
-        }
+        // A process that has ended and was not collected yet still tells its CPU time.
+        run.cpu = match i32::try_from(pid).ok().and_then(|pid| PeerPid::open(pid).ok()) {
+            Some(process) => timeout(CLOSED, process.died()).await.ok().and_then(|()| host::cpu_time(pid)),
+            None => None,
+        };
         run.end = clock.now();
         if timeout(WAY_BACK, child.wait()).await.is_err() {
             child.start_kill().map_err(start)?;

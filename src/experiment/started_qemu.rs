@@ -185,7 +185,7 @@ impl StartedQemu {
 
     /// The CPU time so far, in milliseconds.
     pub(crate) fn cpu(&self) -> Option<f64> {
-        host::cpu_time(self.pid).map(|(time, _)| time)
+        host::cpu_time(self.pid)
     }
 
     /// Presses a key of the guest's keyboard.

@@ -1,5 +1,6 @@
 //! The threads of a process: their names, states, CPU time, and what they wait in.
 
+use crate::endpoint::ProcessStat;
 use std::{fs, path::Path};
 
 /// The most threads that are looked at of one process.
@@ -55,22 +56,11 @@ pub(super) fn thread(folder: &Path) -> Option<ThreadLook> {
     Some(thread)
 }
 
-/// Takes a `stat` file apart: `PID (NAME) STATE ...`; a name may hold anything, parentheses too.
+/// The thread that a `stat` file tells of.
 fn thread_of(stat: &str) -> Option<ThreadLook> {
-    let (before, after) = stat.rsplit_once(')')?;
-    let (id, name) = before.split_once('(')?;
+    let ProcessStat { id, name, state, ticks, .. } = ProcessStat::read(stat)?;
     let name = name.chars().filter(|c| !c.is_control()).collect();
-    let fields: Vec<&str> = after.split_whitespace().collect();
-    let ticks = |at: usize| fields.get(at).and_then(|ticks| ticks.parse::<u64>().ok()).unwrap_or_default();
-    // fields 14 and 15 of proc_pid_stat(5), counted from the state, which is field 3
-    let ticks = ticks(11).saturating_add(ticks(12));
-    Some(ThreadLook {
-        id: id.trim().parse().ok()?,
-        name,
-        state: fields.first()?.chars().next()?,
-        ticks,
-        waits_in: None,
-    })
+    Some(ThreadLook { id, name, state, ticks, waits_in: None })
 }
 
 /// The name of a call to the kernel, by the first word of a `syscall` file.
