@@ -4,7 +4,7 @@
 
 use super::{
     analysis::SweepAnalysis,
-    metrics::definition,
+    metrics::{METRICS, definition},
     statistics::{IntervalEstimate, estimate, quantile},
 };
 use std::{fmt, str::FromStr};
@@ -70,33 +70,30 @@ impl FromStr for FigureCondition {
 }
 
 /// A figure and its statistic: `blackout`, `blackout.p99`, `guest.pages.during.mean`. Figures have dots as well, so
-/// that the whole name is looked for first.
+/// that a whole name counts first.
 fn figure(name: &str) -> Result<(String, FigureStatistic), String> {
-    if definition(name).is_some() && !name.ends_with("ledger.") {
-        let is_part = name.strip_prefix("ledger.").is_some_and(|span| span.contains('.'));
-        if !is_part {
-            return Ok((name.to_owned(), FigureStatistic::Quantile(0.5)));
-        }
+    let is_whole = METRICS.iter().any(|metric| metric.name == name);
+    let split = name.rsplit_once('.').filter(|(figure, _)| !is_whole && definition(figure).is_some());
+    match split {
+        Some((figure, word)) => Ok((figure.to_owned(), statistic(word)?)),
+        None if definition(name).is_some() => Ok((name.to_owned(), FigureStatistic::MEDIAN)),
+        None => Err(format!("there is no figure {name}: metrics.csv of any sweep has them all")),
     }
-    let unknown = || format!("there is no figure {name}: metrics.csv of any sweep has them all");
-    let (figure, statistic) = name.rsplit_once('.').ok_or_else(unknown)?;
-    definition(figure).ok_or_else(unknown)?;
-    let share = |percent: &str| percent.parse::<f64>().ok().filter(|share| (0.0..=100.0).contains(share));
-    let statistic = match statistic {
-        "mean" => FigureStatistic::Mean,
-        "median" => FigureStatistic::Quantile(0.5),
-        "max" => FigureStatistic::Quantile(1.0),
-        "min" => FigureStatistic::Quantile(0.0),
-        other => {
-            let share = other.strip_prefix('p').and_then(share);
-            FigureStatistic::Quantile(
-                share.ok_or_else(|| {
-                    format!("{other} is no statistic: write median, mean, min, max, or p99 and the like")
-                })? / 100.0,
-            )
-        }
-    };
-    Ok((figure.to_owned(), statistic))
+}
+
+fn statistic(word: &str) -> Result<FigureStatistic, String> {
+    let percent =
+        |word: &str| word.strip_prefix('p')?.parse::<f64>().ok().filter(|share| (0.0..=100.0).contains(share));
+    match word {
+        "mean" => Ok(FigureStatistic::Mean),
+        "median" => Ok(FigureStatistic::MEDIAN),
+        "max" => Ok(FigureStatistic::Quantile(1.0)),
+        "min" => Ok(FigureStatistic::Quantile(0.0)),
+        other => match percent(other) {
+            Some(percent) => Ok(FigureStatistic::Quantile(percent / 100.0)),
+            None => Err(format!("{other} is no statistic: write median, mean, min, max, or p99 and the like")),
+        },
+    }
 }
 
 fn bound_of(text: &str, unit: &str) -> Result<FigureBound, String> {
@@ -133,6 +130,8 @@ impl fmt::Display for FigureStatistic {
 }
 
 impl FigureStatistic {
+    pub(crate) const MEDIAN: Self = Self::Quantile(0.5);
+
     /// The statistic of values in order.
     fn of(self, sorted: &[f64]) -> f64 {
         match self {
@@ -201,7 +200,7 @@ pub(crate) fn meeting(analysis: &SweepAnalysis<'_>, goal: &FigureCondition, seed
             Some(MetGoal {
                 configuration,
                 figure,
-                total: FigureStatistic::Quantile(0.5).estimate(&trials.values("total"), seed)?,
+                total: FigureStatistic::MEDIAN.estimate(&trials.values("total"), seed)?,
                 certainty: if is_sure { GoalCertainty::Sure } else { GoalCertainty::Likely },
                 met: values.iter().filter(|value| holds(**value)).count(),
                 tried: trials.tried,

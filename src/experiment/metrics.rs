@@ -105,6 +105,7 @@ pub(crate) const METRICS: &[SweepMetric] = &[
 /// The definition of a figure of this name.
 pub(crate) fn definition(name: &str) -> Option<&'static SweepMetric> {
     METRICS.iter().find(|metric| {
-        metric.name == name || metric.name.strip_suffix('*').is_some_and(|start| name.starts_with(start))
+        let is_one_of = |start: &str| name.starts_with(start) && name.len() > start.len();
+        metric.name == name || metric.name.strip_suffix('*').is_some_and(is_one_of)
     })
 }

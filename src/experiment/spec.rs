@@ -3,11 +3,11 @@
 //! Pure. Owns the shapes and their defaults; `grid` makes trials of them, and the caller reads the file.
 
 use crate::quantity::{Bytes, duration};
-use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use serde::Deserialize;
+use std::{fmt, time::Duration};
 
 /// A sweep, as its file says it.
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct SweepSpec {
     /// The sweep's name in reports.
@@ -49,7 +49,7 @@ pub(crate) struct SweepSpec {
 }
 
 /// The order of the trials of one block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum TrialOrder {
     /// Every combination once, beginning with another one in each block.
@@ -59,8 +59,17 @@ pub(crate) enum TrialOrder {
     Random,
 }
 
+impl fmt::Display for TrialOrder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Interleaved => "interleaved",
+            Self::Random => "random within blocks",
+        })
+    }
+}
+
 /// What is varied: one field of the file, or several that change together.
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct SweepFactor {
     /// The field, with dots between the names of its tables: `migrate.downtime`.
@@ -72,7 +81,7 @@ pub(crate) struct SweepFactor {
 }
 
 /// How the two QEMUs are started.
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct SweepMachine {
     /// The program of both sides.
@@ -99,7 +108,7 @@ pub(crate) struct SweepMachine {
 }
 
 /// The disks of the guest: qcow2 images over one image that both sides have.
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct SweepDisks {
     pub(crate) count: u32,
@@ -109,7 +118,7 @@ pub(crate) struct SweepDisks {
 }
 
 /// What the guest does.
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct SweepWorkload {
     /// The memory that the guest fills and then dirties.

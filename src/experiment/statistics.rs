@@ -6,7 +6,7 @@
 /// The resamples of an interval.
 const RESAMPLES: usize = 2000;
 /// The confidence of every interval.
-pub(crate) const CONFIDENCE: f64 = 0.95;
+const CONFIDENCE: f64 = 0.95;
 /// An observation is far from the others when its modified Z-score is above this (as hyperfine has it; the usual 3.5
 /// names too many of the skewed times that a migration has).
 const FAR: f64 = 14.826;

@@ -1,6 +1,6 @@
 //! What a sweep answers: the setting that meets a goal, how two sweeps differ, and whether a condition fails.
 
-use super::picture::number;
+use super::picture::{number, with_interval};
 use crate::{
     cli::render,
     experiment::{
@@ -41,13 +41,6 @@ impl ReadSweep {
 
     pub(super) fn analysis(&self) -> SweepAnalysis<'_> {
         SweepAnalysis::new(&self.plan, &self.results.records)
-    }
-}
-
-fn with_interval(estimate: IntervalEstimate) -> String {
-    match estimate.interval {
-        Some((low, high)) => format!("{} ({} to {})", number(estimate.value), number(low), number(high)),
-        None => number(estimate.value),
     }
 }
 

@@ -8,8 +8,8 @@ use crate::{
     experiment::{SweepAnalysis, SweepPlan, SweepResults, TrialSample, definition, in_order},
 };
 
-/// The figures of which the effect of each factor is drawn.
-const EFFECTS: [&str; 4] = ["blackout", "outside.beats", "total", "guest.pages.during"];
+/// The figures of which the effect of each factor is shown.
+pub(super) const EFFECTS: [&str; 4] = ["blackout", "outside.beats", "total", "guest.pages.during"];
 /// Most configurations in one picture: more cannot be told apart.
 const MOST: usize = 8;
 /// The height of one row of a picture of rows.

@@ -6,6 +6,7 @@ use crate::cli::plot::{
     chart::{LINE_STYLES, StandIns},
     ink::{PlotColour, SvgOverlay, TextSide, escaped, fitted, style_sheet, text_width, wrapped},
 };
+use crate::experiment::IntervalEstimate;
 use plotters::{
     chart::ChartBuilder,
     drawing::IntoDrawingArea,
@@ -110,6 +111,14 @@ pub(super) fn number(value: f64) -> String {
         text
     };
     text + unit
+}
+
+/// An estimate with its interval, as tables and answers have it.
+pub(super) fn with_interval(estimate: IntervalEstimate) -> String {
+    match estimate.interval {
+        Some((low, high)) => format!("{} ({} to {})", number(estimate.value), number(low), number(high)),
+        None => number(estimate.value),
+    }
 }
 
 /// What is drawn, in the units of the axes.

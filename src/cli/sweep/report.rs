@@ -5,12 +5,14 @@
 //! sheet shows one of the two.
 
 use super::{
-    charts,
-    picture::{Picture, number},
+    charts::{self, EFFECTS},
+    picture::{Picture, number, with_interval},
 };
 use crate::{
     cli::plot::ink::escaped,
-    experiment::{FarTrial, SweepAnalysis, SweepPlan, SweepResults, TrialRecord, definition, write_whole},
+    experiment::{
+        FarTrial, IntervalEstimate, SweepAnalysis, SweepPlan, SweepResults, TrialRecord, definition, write_whole,
+    },
 };
 use std::{fmt::Write as _, fs, io, path::Path};
 
@@ -18,8 +20,6 @@ const WIDE: u32 = 1060;
 const NARROW: u32 = 358;
 /// The figures whose outliers are named.
 const WATCHED: [&str; 3] = ["blackout", "total", "outside.beats"];
-/// The figures of which the effect of each factor is shown.
-const EFFECTS: [&str; 4] = ["blackout", "outside.beats", "total", "guest.pages.during"];
 
 const STYLE: &str = "
 :root{color-scheme:light dark;--paper:#FFFFFF;--ink:#1B2026;--soft:#56606B;--grid:#E2E6EA}
@@ -111,7 +111,7 @@ fn page(
         records.len(),
         plan.trials.len(),
         records.len() - counted,
-        if plan.spec.order == Default::default() { "interleaved" } else { "random within blocks" },
+        plan.spec.order,
         plan.spec.seed,
     ));
     page.put(
@@ -148,14 +148,13 @@ fn page(
     Ok(page.0)
 }
 
-fn with_interval(estimate: Option<crate::experiment::IntervalEstimate>) -> String {
-    match estimate {
-        None => "–".into(),
-        Some(estimate) => match estimate.interval {
-            Some((low, high)) => format!("{} ({} to {})", number(estimate.value), number(low), number(high)),
-            None => number(estimate.value),
-        },
-    }
+/// The words, or a dash where there is nothing to say.
+fn or_dash(words: Option<String>) -> String {
+    words.unwrap_or_else(|| "–".into())
+}
+
+fn cell(estimate: Option<IntervalEstimate>) -> String {
+    or_dash(estimate.map(with_interval))
 }
 
 /// A row for each combination.
@@ -169,11 +168,11 @@ fn settings(page: &mut Page, plan: &SweepPlan, analysis: &SweepAnalysis<'_>) {
         .map(|(at, trials)| {
             let mut row = trials.levels.clone();
             row.push(format!("{} / {}", trials.counted, trials.tried));
-            row.push(with_interval(analysis.median_of(at, "blackout")));
-            row.push(analysis.quantile_of(at, "blackout", 0.95).map_or("–".into(), number));
-            row.push(with_interval(analysis.median_of(at, "outside.beats")));
+            row.push(cell(analysis.median_of(at, "blackout")));
+            row.push(or_dash(analysis.quantile_of(at, "blackout", 0.95).map(number)));
+            row.push(cell(analysis.median_of(at, "outside.beats")));
             let mark = if efficient.contains(&at) { " *" } else { "" };
-            row.push(with_interval(analysis.median_of(at, "total")) + mark);
+            row.push(cell(analysis.median_of(at, "total")) + mark);
             let share = trials.median("guest.pages.during").zip(trials.median("guest.pages.before"));
             row.push(share.map_or("–".into(), |(during, before)| format!("{:.0} %", during / before * 100.0)));
             row
@@ -194,10 +193,10 @@ fn effects(page: &mut Page, plan: &SweepPlan, analysis: &SweepAnalysis<'_>) {
                     format!("{name} = {}", level.level),
                     format!("{figure}, {unit}"),
                     summary.count.to_string(),
-                    with_interval(Some(level.median)),
+                    with_interval(level.median),
                     format!("{} to {}", number(summary.lower_quartile), number(summary.upper_quartile)),
-                    format!("{} ± {}", number(summary.mean), summary.deviation.map_or("–".into(), number)),
-                    level.difference.map_or("–".into(), |difference| with_interval(Some(difference))),
+                    format!("{} ± {}", number(summary.mean), or_dash(summary.deviation.map(number))),
+                    cell(level.difference),
                 ]);
             }
         }
