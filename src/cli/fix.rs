@@ -8,7 +8,7 @@ use super::{
 use crate::{
     codes::DiagnosisCode,
     diagnosis::{Cause, DiagnoseSettings, Diagnosis, ObservedMonitor, RemedyCommand, carry_out, diagnose},
-    progress::{Side, describe},
+    progress::describe,
 };
 use std::{
     io::{self, IsTerminal},
@@ -41,7 +41,7 @@ pub(super) async fn run(
         return misused(&left.join("; "), options.json);
     };
     for remedy in &remedies {
-        render::say(remedy.cause.evidence.first().map_or("", String::as_str));
+        render::say(first_evidence(remedy.cause));
         for (at, command) in &remedy.commands {
             // a remedy that cannot be worded is among those that are left
             command.wording(at).into_iter().for_each(|said| render::say(&format!("  {said}")));
@@ -72,7 +72,7 @@ fn sort<'a>(
     let (mut remedies, mut left) = (Vec::new(), Vec::new());
     for &cause in found {
         let left_to_you = |why: &str| {
-            let evidence = cause.evidence.first().map_or("", String::as_str);
+            let evidence = first_evidence(cause);
             format!("the remedy of {} is left to you: {why} ({evidence})", cause.code)
         };
         if !cause.fixable {
@@ -134,13 +134,18 @@ async fn carry_out_all(
     if refused || !kept.is_empty() { ExitCode::from(FOUND) } else { ExitCode::SUCCESS }
 }
 
+/// What a cause was known by first, by which one of several causes of a code is told from the others.
+fn first_evidence(cause: &Cause) -> &str {
+    cause.evidence.first().map_or("", String::as_str)
+}
+
 /// The causes that are there still after their remedy: QEMU's consent is no proof that it has helped.
 async fn kept(settings: &DiagnoseSettings, mended: &[&Cause]) -> Vec<String> {
     // a side that cannot be looked at has none of these causes
     let Ok(after) = diagnose(settings).await else { return Vec::new() };
     let still = mended.iter().filter(|cause| after.still_has(cause));
     let words = |cause: &&&Cause| {
-        let evidence = cause.evidence.first().map_or("", String::as_str);
+        let evidence = first_evidence(cause);
         format!(
             "qferry: the remedy of {} was carried out, and the cause is there still: it was that {evidence}",
             cause.code
@@ -151,10 +156,7 @@ async fn kept(settings: &DiagnoseSettings, mended: &[&Cause]) -> Vec<String> {
 
 /// The address of the side that a command is for.
 fn address<'a>(options: &'a Diagnose, diagnosis: &Diagnosis, command: &RemedyCommand) -> Option<&'a ObservedMonitor> {
-    let side = match command.side {
-        Side::Source => diagnosis.source.as_ref(),
-        Side::Destination => diagnosis.destination.as_ref(),
-    }?;
+    let side = diagnosis.side(command.side)?;
     options.sides.iter().find(|address| address.to_string() == side.address)
 }
 

@@ -9,6 +9,7 @@ use super::{
     side_identity::SideIdentity,
 };
 use crate::{
+    progress::Side,
     qemu::reply::{MigrationRamStats, MigrationStatus},
     quantity::{Bytes, Rate},
 };
@@ -132,6 +133,14 @@ impl Diagnosis {
         let of_side = |side: &Option<SideLooks>| side.as_ref().map(SideReport::of);
         let (source, destination) = (of_side(&looks.source), of_side(&looks.destination));
         Self { verdict, causes, source, destination, unseen, moved: None, notes: Vec::new() }
+    }
+
+    /// A side, as far as it was looked at.
+    pub(crate) fn side(&self, side: Side) -> Option<&SideReport> {
+        match side {
+            Side::Source => self.source.as_ref(),
+            Side::Destination => self.destination.as_ref(),
+        }
     }
 
     /// Whether nothing wrong was found, and, where a recording of the engine's was read, the guest was moved.

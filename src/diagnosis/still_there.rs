@@ -24,15 +24,11 @@ impl Diagnosis {
     /// `None` where the same cause is there, of the same migration and the same job of the same QEMU. For the moment
     /// right before [`carry_out`](super::carry_out).
     pub fn changed_since(&self, before: &Self, cause: &Cause) -> Option<String> {
-        let of = |diagnosis: &Self, side: Side| match side {
-            Side::Source => diagnosis.source.clone(),
-            Side::Destination => diagnosis.destination.clone(),
-        };
         for side in [Side::Source, Side::Destination] {
             let is_meant = cause.commands.iter().any(|command| command.side == side);
-            match (of(before, side), of(self, side)) {
+            match (before.side(side), self.side(side)) {
                 (Some(then), Some(now)) => {
-                    let changed = other_side(&then, &now).or_else(|| {
+                    let changed = other_side(then, now).or_else(|| {
                         let own = cause.commands.iter().filter(|command| command.side == side);
                         own.into_iter().find_map(|command| then.identity.other_job(&now.identity, command))
                     });

@@ -25,12 +25,12 @@ pub(super) fn rule(looks: &PairLooks, causes: &mut Vec<Cause>) {
 /// Whether a guest came to this side with a migration, and has run here at each look.
 fn has_arrived(seen: &SideLooks) -> bool {
     // of a migration that it has sent, QEMU tells the numbers of RAM as well
-    let here = |look: &MonitorLook| {
+    let runs = |look: &MonitorLook| {
         look.run == Some(RunState::Running)
             && look.migration.status == Some(MigrationStatus::Completed)
             && look.migration.ram.is_none()
     };
-    seen.lasted() && seen.looks.iter().all(here)
+    seen.lasted() && seen.looks.iter().all(runs)
 }
 
 fn unannounced(side: Side, seen: &SideLooks) -> Option<Cause> {

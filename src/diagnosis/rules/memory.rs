@@ -61,8 +61,8 @@ fn stays(source: &SideLooks) -> Vec<Cause> {
     let remaining: Vec<u64> = all.iter().map(|ram| ram.remaining).collect();
     let ended = remaining.windows(2).filter(|pair| matches!(pair, [then, now] if then < now)).count();
     let is_fast = slowest >= sent * if ended >= SEEN_PASSES { AS_FAST_BY_FEW } else { AS_FAST };
-    // within a pass the memory to send tells nothing, and at the end of one it is compared with no other
-    if !is_fast && last.dirty_sync_count.saturating_sub(first.dirty_sync_count) < 2 {
+    // A guest that dirties less than is sent converges pass by pass: it does not if many passes have gained nothing.
+    if !is_fast && last.dirty_sync_count.saturating_sub(first.dirty_sync_count) < SETTLED {
         return Vec::new();
     }
     let gain = if is_fast { GAIN_AS_FAST } else { GAIN };
@@ -96,9 +96,7 @@ fn stays(source: &SideLooks) -> Vec<Cause> {
     }
     let limit = source.parameter("max-bandwidth").filter(|&limit| limit > 0);
     let capped = limit.filter(|&limit| sent >= limit as f64 * AT_LIMIT);
-    // A guest that dirties less than is sent converges pass by pass: it does not if many passes have gained nothing.
-    let passes = last.dirty_sync_count.saturating_sub(first.dirty_sync_count);
-    let small = too_small(source, evidence.clone()).filter(|_| is_fast || passes >= SETTLED);
+    let small = too_small(source, evidence.clone());
     // a working set that is rewritten within a pass is counted as dirtied as fast as it is sent, also where a pass is
     // so short that a little more downtime would do
     let fast = match (capped, is_fast) {
