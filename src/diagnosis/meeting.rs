@@ -269,7 +269,7 @@ mod tests {
             let error = diagnose(&DiagnoseSettings::new(sides)).await.expect_err("a refusal");
             assert!(matches!(error, DiagnosisError::SameMonitor { .. }) && error.is_misuse(), "{error:?}");
         }
-        // it was not dialled
+        // the monitor was not dialled
         let accepted = tokio::time::timeout(Duration::from_millis(50), listener.accept()).await;
         assert!(accepted.is_err(), "{accepted:?}");
     }

@@ -22,7 +22,7 @@ fn a_mirror_that_is_starved_is_told_from_one_that_is_paused_or_has_failed() {
     let pair = start(&Spec { boot: Some(busy_writer()), ..Spec::quick() });
     let (front, behind) = slow_link(&pair, 384 << 10);
     mirror_to(&pair, &json!({}), (&front, &behind));
-    // what the guest does not write again has been copied
+    // the mirror has copied what the guest does not write again
     until(&pair, "query-block-jobs", |jobs| jobs[0]["offset"].as_u64() > Some(2 * MIB));
     let told = short(&pair);
     expect("mirror-starved", &told);

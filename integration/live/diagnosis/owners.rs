@@ -59,7 +59,7 @@ fn a_guest_that_arrives_unheard_is_named() {
     let told = look(&[&pair[0], &pair[1]]);
     expect("network-unannounced", &told);
     assert_eq!(told.1["causes"][0]["confidence"], "possible", "{:#}", told.1);
-    // by itself QEMU announces five times
+    // QEMU announces five times by itself
     let pair = bare(&["-device", "e1000,romfile="]);
     send(&pair, &json!({ "downtime-limit": 2000 }));
     wait_for_migration("completed", || ask(&pair[1], "query-migrate", &json!({})));
