@@ -22,7 +22,7 @@ use tokio::{
 const WAY_BACK: Duration = Duration::from_secs(60);
 /// The time that a process has to end once its output is closed.
 const CLOSED: Duration = Duration::from_secs(1);
-/// Longer lines end the reading of the engine's output.
+/// Longer lines are cut, and are no objects then.
 const LINE: u64 = 4 << 20;
 /// Most of the last words that are kept.
 const WORDS: u64 = 64 << 10;
@@ -94,8 +94,10 @@ impl EngineCall<'_> {
         let stdout = child.stdout.take();
         let cancelled = sleep_until(Instant::now() + self.limit);
         let reading = async {
-            if let Some(stdout) = stdout {
-                read(stdout, &mut run, clock, pid, cancelled).await;
+            let Some(stdout) = stdout else { return };
+            if !read(stdout, &mut run, clock, pid, cancelled).await {
+                // its words end with it, and are waited for; one that has just ended needs no kill
+                child.start_kill().ok();
             }
         };
         let ((), words) = tokio::join!(reading, words);
@@ -114,13 +116,14 @@ impl EngineCall<'_> {
     }
 }
 
+/// Reads the lines until the output ends; `false` where the process had to be left, as it did not go back in time.
 async fn read(
     stdout: tokio::process::ChildStdout,
     run: &mut EngineRun,
     clock: SweepClock,
     pid: u32,
     limit: tokio::time::Sleep,
-) {
+) -> bool {
     tokio::pin!(limit);
     let mut stdout = BufReader::new(stdout);
     let mut line = Vec::new();
@@ -130,11 +133,11 @@ async fn read(
         tokio::select! {
             next = next => match next {
                 Ok(length) if length > 0 => {}
-                _ => return,
+                _ => return true,
             },
             () = limit.as_mut() => {
                 if run.is_over_limit {
-                    return;
+                    return false;
                 }
                 run.is_over_limit = true;
                 if let Ok(pid) = i32::try_from(pid) {
@@ -153,5 +156,29 @@ async fn read(
             run.lines.push((heard, object));
         }
         line.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    #[tokio::test(start_paused = true)]
+    async fn an_engine_that_does_not_end_is_killed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let engine = folder.path().join("engine");
+        fs::write(&engine, "#!/bin/sh\ntrap '' INT\nexec sleep 1000\n").expect("it is written");
+        fs::set_permissions(&engine, fs::Permissions::from_mode(0o700)).expect("it is made a program");
+        let call = EngineCall {
+            engine: &engine,
+            source: Path::new("/s"),
+            destination: Path::new("/d"),
+            options: Vec::new(),
+            state: folder.path().to_owned(),
+            limit: Duration::from_secs(1),
+        };
+        let run = call.run(SweepClock::start()).await.expect("it starts");
+        assert!(run.is_over_limit && run.outcome.is_none(), "{run:?}");
     }
 }
