@@ -103,8 +103,9 @@ fn send_to(pair: &Pair, capabilities: &[&str], parameters: &Value, (front, behin
     pair.source.qmp("migrate", &front).unwrap();
 }
 
-/// A relay that carries so many bytes a second to the socket behind it, where QEMU listens later.
-fn slow_link(pair: &Pair, rate: usize) -> (PathBuf, PathBuf) {
+/// A relay to the socket behind it, where QEMU listens later: it carries the first bytes as they come, and from then on
+/// so many a second.
+fn slow_link(pair: &Pair, mut first: usize, rate: usize) -> (PathBuf, PathBuf) {
     let [front, behind] = ["slow", "behind"].map(|name| pair.run_dir().join(name));
     let (listener, target) = (UnixListener::bind(&front).unwrap(), behind.clone());
     std::thread::spawn(move || {
@@ -117,7 +118,10 @@ fn slow_link(pair: &Pair, rate: usize) -> (PathBuf, PathBuf) {
             if to.write_all(&bytes[..count]).is_err() {
                 return;
             }
-            sleep(Duration::from_millis(20));
+            first = first.saturating_sub(count);
+            if first == 0 {
+                sleep(Duration::from_millis(20));
+            }
         }
     });
     (front, behind)

@@ -16,6 +16,7 @@ use std::{
 /// Everything takes far less; a busy host may give a guest a tenth of its time.
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// A small sweep, whose budgets a guest with a tenth of its time keeps as well.
 fn spec() -> String {
     let build = Build::locate("10.0.13").expect("scripts/setup has unpacked it");
     format!(
@@ -23,7 +24,7 @@ fn spec() -> String {
          [machine]\nqemu = \"{}\"\nqemu-img = \"{}\"\naccelerator = \"tcg\"\nmemory = \"96MiB\"\n\
          [disks]\nsize = \"64MiB\"\nfilled = \"8MiB\"\n\
          [workload]\nmemory = \"16MiB\"\ndirty = \"2MiB/s\"\npattern = \"random\"\nspan = \"16MiB\"\n\
-         [[factor]]\nfield = \"migrate.downtime\"\nvalues = [\"100ms\", \"300ms\"]\n",
+         [[factor]]\nfield = \"migrate.downtime\"\nvalues = [\"5s\", \"8s\"]\n",
         build.program("qemu-system-x86_64").display(),
         build.program("qemu-img").display(),
     )
@@ -99,7 +100,12 @@ fn a_sweep_that_is_killed_goes_on_and_keeps_every_trial() {
     }
     // one guest goes to and fro: the second of each sweep's trials is its second migration
     assert!(trials.iter().any(|trial| trial["leg"].as_u64() >= Some(2)));
-    shows_its_results(&folder.join("out"));
+    let out = folder.join("out");
+    shows_its_results(&out);
+    // what an earlier report has drawn goes where the next one does not draw it
+    fs::write(out.join("plots/of-earlier-trials.svg"), "<svg/>").unwrap();
+    assert!(sweep(folder, &["spec.toml", "--out", "out", "--resume"]).output().unwrap().status.success());
+    shows_its_results(&out);
 
     let same = sweep(folder, &["--compare", "out", "out", "--fail-if", "blackout>1.1x"]).output().unwrap();
     assert!(same.status.success(), "{}", text(&same.stderr));
@@ -133,7 +139,7 @@ fn a_limit_ends_a_trial_and_the_trial_is_kept() {
     let folder = folder.path();
     fs::create_dir(folder.join("run")).unwrap();
     let spec = spec().replace("repeats = 2", "repeats = 1\nlimit = \"2s\"\nverify = false");
-    let spec = spec.replace("values = [\"100ms\", \"300ms\"]", "values = [\"100ms\"]");
+    let spec = spec.replace("values = [\"5s\", \"8s\"]", "values = [\"5s\"]");
     fs::write(folder.join("spec.toml"), spec + "[migrate]\nbandwidth = \"1MiB/s\"\n").unwrap();
     let ran = sweep(folder, &["spec.toml", "--out", "out", "--json"]).output().unwrap();
     assert!(ran.status.success(), "{}", text(&ran.stderr));

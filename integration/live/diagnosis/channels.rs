@@ -22,7 +22,7 @@ fn passes(pair: &Pair, count: u64) {
 #[test]
 fn a_guest_that_is_too_fast_is_told_from_a_limit_of_the_downtime() {
     let pair = dirtying("10.0.13");
-    let (front, behind) = slow_link(&pair, 512 << 10);
+    let (front, behind) = slow_link(&pair, 0, 512 << 10);
     let unlimited = json!({ "max-bandwidth": 1u64 << 33, "downtime-limit": 1 });
     send_to(&pair, &[], &unlimited, (&front, &behind));
     // QEMU knows how fast the guest dirties after a second or two
@@ -32,7 +32,7 @@ fn a_guest_that_is_too_fast_is_told_from_a_limit_of_the_downtime() {
 
     // three times the link, and what the guest rewrites all the time goes over it in less than QEMU's usual downtime
     let pair = dirtying("10.0.13");
-    let (front, behind) = slow_link(&pair, 3 << 20);
+    let (front, behind) = slow_link(&pair, 0, 3 << 20);
     send_to(&pair, &[], &unlimited, (&front, &behind));
     passes(&pair, 20);
     expect("downtime-too-small", &short(&pair));

@@ -14,7 +14,7 @@ use crate::{
         FarTrial, IntervalEstimate, SweepAnalysis, SweepPlan, SweepResults, TrialRecord, definition, write_whole,
     },
 };
-use std::{fmt::Write as _, fs, io, path::Path};
+use std::{ffi::OsStr, fmt::Write as _, fs, io, path::Path};
 
 const WIDE: u32 = 1060;
 const NARROW: u32 = 358;
@@ -51,6 +51,12 @@ pub(super) fn write(plan: &SweepPlan, results: &SweepResults) -> Result<(), Stri
     for (name, _, picture) in &pictures {
         let svg = picture.draw(WIDE).map_err(|error| error.to_string())?;
         write_whole(&plots.join(format!("{name}.svg")), svg.as_bytes()).map_err(|error| error.to_string())?;
+    }
+    let is_drawn = |file: &OsStr| pictures.iter().any(|(name, ..)| *file == *format!("{name}.svg"));
+    let old = fs::read_dir(&plots).map_err(|error| format!("{}: {error}", plots.display()))?.flatten();
+    for file in old.filter(|file| file.path().extension() == Some(OsStr::new("svg")) && !is_drawn(&file.file_name())) {
+        // a picture of fewer trials, which those of all give no cause for
+        fs::remove_file(file.path()).map_err(|error| format!("{}: {error}", file.path().display()))?;
     }
     Ok(())
 }
