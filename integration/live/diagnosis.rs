@@ -114,13 +114,18 @@ fn slow_link(pair: &Pair, mut first: usize, rate: usize) -> (PathBuf, PathBuf) {
         let (mut back_from, mut back_to) = (to.try_clone().unwrap(), from.try_clone().unwrap());
         std::thread::spawn(move || std::io::copy(&mut back_from, &mut back_to));
         let mut bytes = vec![0; rate / 50];
+        // the rate is kept where the relay itself gets its time late
+        let mut due = Instant::now();
         while let Ok(count @ 1..) = from.read(&mut bytes) {
             if to.write_all(&bytes[..count]).is_err() {
                 return;
             }
             first = first.saturating_sub(count);
+            let idle = Instant::now() - Duration::from_millis(100);
+            due = due.max(idle);
             if first == 0 {
-                sleep(Duration::from_millis(20));
+                due += Duration::from_secs(1).mul_f64(count as f64 / rate as f64);
+                sleep(due.saturating_duration_since(Instant::now()));
             }
         }
     });
