@@ -5,7 +5,7 @@
 //! secrets.
 
 use serde_json::{Map, Value};
-use std::cell::LazyCell;
+use std::{borrow::Cow, cell::LazyCell};
 
 /// Text that replaces a secret.
 pub(super) const REDACTED: &str = "[redacted]";
@@ -13,6 +13,37 @@ pub(super) const REDACTED: &str = "[redacted]";
 /// Most levels of JSON text inside JSON text that are parsed. QEMU nests JSON text twice. Without a bound, a peer that
 /// nests without end would cause a recursion as deep, and each level may itself nest as deep as JSON allows.
 const DEEPEST: usize = 4;
+
+/// The words without one of which no value is taken for a secret: those of the rules below, and what the rules for
+/// addresses, for properties called `data` and for answers to `qom-get` need. A `\u` escape can spell any of them.
+const OF_SECRETS: [&str; 15] = [
+    "pass",
+    "secret",
+    "token",
+    "key",
+    "credential",
+    "cookie",
+    "object-add",
+    "object_add",
+    "\\u",
+    "://",
+    "qom-get#",
+    "qom-list-get#",
+    ":\"data\"",
+    "data\\",
+    "change ",
+];
+
+/// The JSON of a line without its secrets, for the transcript. Most lines have none of the words and are kept as they
+/// are, also where JSON text is nested deeper in them than [`redact`] looks.
+pub(super) fn redacted_text(line: &Value) -> String {
+    let text = line.to_string();
+    let lower = text.to_ascii_lowercase();
+    match OF_SECRETS.iter().any(|word| lower.contains(word)) {
+        true => redact(line).to_string(),
+        false => text,
+    }
+}
 
 /// Copies a line without its secrets, for the transcript.
 pub fn redact(line: &Value) -> Value {
@@ -80,8 +111,9 @@ fn scrub_object(members: &mut Map<String, Value>, in_secret: bool, depth: usize)
 }
 
 /// Spells a key in lower case and with hyphens, as most QMP keys are.
-fn normalise_key(key: &str) -> String {
-    key.to_ascii_lowercase().replace('_', "-")
+fn normalise_key(key: &str) -> Cow<'_, str> {
+    let is_normal = !key.bytes().any(|byte| byte == b'_' || byte.is_ascii_uppercase());
+    if is_normal { key.into() } else { key.to_ascii_lowercase().replace('_', "-").into() }
 }
 
 /// Whether the value of a key is a secret. The key must come from [`normalise_key`].
@@ -247,6 +279,56 @@ mod tests {
         }
     }
 
+    /// Values of the pieces that the rules look for, whole and in part, and as JSON text within text.
+    fn suspicious() -> impl Strategy<Value = Value> {
+        const PIECES: &[&str] = &[
+            "pass",
+            "word",
+            "secret",
+            "sec",
+            "token",
+            "key",
+            "keys",
+            "cookie",
+            "credential",
+            "data",
+            "value",
+            "name",
+            "property",
+            "qom-type",
+            "object-add",
+            "object_add ",
+            "change ",
+            "sendkey ",
+            "set_password ",
+            "://",
+            "u:p@h",
+            "json:",
+            "=",
+            ":",
+            "-",
+            "_",
+            ".",
+            "id",
+            "qom-get#1",
+            "qom-list-get#1",
+            "x",
+            "K\u{e9}Y",
+            " ",
+        ];
+        let text = proptest::collection::vec(proptest::sample::select(PIECES), 0..4).prop_map(|some| some.concat());
+        let fixed = ["id", "return", "name", "property", "value", "data", "qom-type", "props"].map(str::to_owned);
+        let key = prop_oneof![proptest::sample::select(fixed.to_vec()), text.clone()];
+        let leaf = prop_oneof![text.prop_map(Value::from), any::<i8>().prop_map(Value::from), Just(Value::Null)];
+        leaf.prop_recursive(2, 24, 4, move |inner| {
+            let members = proptest::collection::hash_map(key.clone(), inner.clone(), 0..5);
+            let object = members.prop_map(|members| Value::Object(members.into_iter().collect()));
+            let nested = object.clone().prop_map(|object| Value::from(object.to_string()));
+            let named = object.clone().prop_map(|object| Value::from(format!("json:{object}")));
+            prop_oneof![object, nested, named, proptest::collection::vec(inner, 0..3).prop_map(Value::from)]
+        })
+    }
+
     fn tree(secret: &'static str) -> impl Strategy<Value = Value> {
         let key = "password|key|keys|secret|token|new_password|x-private-key|file[.]cookie|passphrase|PassWord";
         let leaf = prop_oneof![
@@ -272,6 +354,11 @@ mod tests {
         #[test]
         fn redaction_leaves_no_secret(line in tree("S3cr3tM4rk3r")) {
             prop_assert!(!redact(&line).to_string().contains("S3cr3tM4rk3r"));
+        }
+
+        #[test]
+        fn a_line_without_the_words_is_what_redaction_makes_of_it(line in suspicious()) {
+            prop_assert_eq!(redacted_text(&line), redact(&line).to_string());
         }
 
         #[test]

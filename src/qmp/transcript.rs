@@ -18,8 +18,8 @@ use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 
 use super::frame::{LineCut, LineCutter};
-use super::redact::mentions_secret;
-use super::transcript_format::{entry_of, is_sample, render};
+use super::redact::{mentions_secret, redacted_text};
+use super::transcript_format::{entry_of, is_sample, render_line, render_raw};
 use super::transcript_writer::{
     CuttableFile, QueuedEntry, TranscriptWriter, WriteBacklog, WriterMessage, WriterOutcome,
 };
@@ -149,7 +149,7 @@ impl Recorder {
 
     /// Records a JSON line, without its secrets. Never blocks.
     pub(super) fn record_line(&self, side: &str, dir: LineDirection, line: &Value) {
-        self.queue_entry(side, dir, EntryBody::Line(redact(line)), is_sample(line));
+        self.queue_line(side, dir, line, is_sample(line));
     }
 
     /// Whether an answer of this length is recorded by its length alone.
@@ -160,8 +160,7 @@ impl Recorder {
     /// Records that an answer came, without the answer. Never blocks.
     pub(super) fn record_length(&self, side: &str, id: Option<&Value>, length: usize) {
         let line = json!({"return_bytes": length, "id": id});
-        let is_sample = is_sample(&line);
-        self.queue_entry(side, LineDirection::Receive, EntryBody::Line(line), is_sample);
+        self.queue_line(side, LineDirection::Receive, &line, is_sample(&line));
     }
 
     /// Records an event of the engine. Never blocks.
@@ -170,12 +169,12 @@ impl Recorder {
             matches!(event.kind, EventKind::Disk { .. } | EventKind::Memory { .. } | EventKind::Image { .. });
         // Events always serialise.
         let line = serde_json::to_value(event).unwrap_or_default();
-        self.queue_entry(ENGINE, LineDirection::Note, EntryBody::Line(redact(&line)), is_sample);
+        self.queue_line(ENGINE, LineDirection::Note, &line, is_sample);
     }
 
     /// Records what the controller of convergence was given. `is_sample` is one of many. Never blocks.
     pub(crate) fn record_controller(&self, note: &Value, is_sample: bool) {
-        self.queue_entry(CONTROLLER, LineDirection::Note, EntryBody::Line(redact(note)), is_sample);
+        self.queue_line(CONTROLLER, LineDirection::Note, note, is_sample);
     }
 
     /// Records the beginning of a line that is not JSON, or only its length if the line could hold a secret. Never
@@ -185,7 +184,7 @@ impl Recorder {
             true => format!("[withheld: {} bytes]", line.len()),
             false => line[..line.len().min(RAW_LIMIT)].escape_ascii().to_string(),
         };
-        self.queue_entry(side, dir, EntryBody::Raw(text), true);
+        self.queue_entry(render_raw(self.shared.started.elapsed(), side, dir, &text), true);
     }
 
     /// Waits until every entry is in the file, and closes the file; later entries are dropped. The call blocks on the
@@ -242,8 +241,12 @@ impl Recorder {
         }
     }
 
-    fn queue_entry(&self, side: &str, dir: LineDirection, body: EntryBody, is_sample: bool) {
-        let text = render(self.shared.started.elapsed(), side, dir, body);
+    fn queue_line(&self, side: &str, dir: LineDirection, line: &Value, is_sample: bool) {
+        let text = render_line(self.shared.started.elapsed(), side, dir, &redacted_text(line));
+        self.queue_entry(text, is_sample);
+    }
+
+    fn queue_entry(&self, text: String, is_sample: bool) {
         let backlog = &self.shared.backlog;
         let length = text.len();
         let waiting = backlog.bytes.fetch_add(length, Ordering::AcqRel);

@@ -83,7 +83,7 @@ impl TranscriptHeader {
 }
 
 /// Form of an entry in the file.
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct StoredEntry<S> {
     v: u64,
     t_us: u64,
@@ -124,12 +124,29 @@ pub(super) fn is_sample(line: &Value) -> bool {
     name.starts_with("query-") || name.starts_with("qom-")
 }
 
-/// The line of the file for an entry.
-pub(super) fn render(at: Duration, side: &str, dir: LineDirection, body: EntryBody) -> String {
-    let t_us = u64::try_from(at.as_micros()).unwrap_or(u64::MAX);
-    let entry = StoredEntry { v: VERSION, t_us, side, dir, body };
-    // Strings, numbers and JSON values always serialise. The reader would skip the empty line of the default.
-    serde_json::to_string(&entry).unwrap_or_default() + "\n"
+/// The line of the file for an entry with the JSON of a line, in one line.
+pub(super) fn render_line(at: Duration, side: &str, dir: LineDirection, json: &str) -> String {
+    render(at, side, dir, "line", json)
+}
+
+/// The line of the file for an entry with the beginning of a line that was not JSON.
+pub(super) fn render_raw(at: Duration, side: &str, dir: LineDirection, text: &str) -> String {
+    render(at, side, dir, "raw", &quoted(text))
+}
+
+/// The line, made of its parts: a serialiser would have to be given the whole line as a tree.
+fn render(at: Duration, side: &str, dir: LineDirection, body: &str, json: &str) -> String {
+    let (t_us, side) = (at.as_micros(), quoted(side));
+    let dir = match dir {
+        LineDirection::Send => "send",
+        LineDirection::Receive => "receive",
+        LineDirection::Note => "note",
+    };
+    format!("{{\"v\":{VERSION},\"t_us\":{t_us},\"side\":{side},\"dir\":\"{dir}\",\"{body}\":{json}}}\n")
+}
+
+fn quoted(text: &str) -> String {
+    Value::from(text).to_string()
 }
 
 /// The entry in a line; `None` for a line that is none of this version.

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 
-use super::transcript_format::{EntryBody, LineDirection, render};
+use super::transcript_format::{LineDirection, render_line};
 
 /// Time for which the thread lets entries gather. A wake-up and a write for each entry would cost more than the entry.
 const GATHERING: Duration = Duration::from_millis(50);
@@ -145,7 +145,7 @@ impl<W: CuttableFile> TranscriptWriter<W> {
         if dropped > self.noted && self.error.is_none() {
             let note = json!({"dropped": dropped - self.noted});
             self.noted = dropped;
-            let text = note_line(self.started.elapsed(), note);
+            let text = note_line(self.started.elapsed(), &note);
             self.write(QueuedEntry { text, is_sample: false });
         }
     }
@@ -166,7 +166,7 @@ impl<W: CuttableFile> TranscriptWriter<W> {
     fn write_within(&mut self, limit: u64, mut entry: QueuedEntry) {
         let half = limit / 2;
         if entry.text.len() as u64 > half / 4 {
-            entry.text = note_line(self.started.elapsed(), json!({"too_long": entry.text.len()}));
+            entry.text = note_line(self.started.elapsed(), &json!({"too_long": entry.text.len()}));
         }
         let length = self.length + entry.text.len() as u64;
         if self.tail.is_none() && length <= half {
@@ -229,19 +229,19 @@ impl TranscriptTail {
             }
         }
         let note = json!({"left_out": self.left_out, "bytes": self.left_out_bytes});
-        let mut text = note_line(self.began, note);
+        let mut text = note_line(self.began, &note);
         self.entries.iter().for_each(|entry| text.push_str(&entry.text));
         text
     }
 }
 
-fn note_line(at: Duration, note: Value) -> String {
-    render(at, "recorder", LineDirection::Note, EntryBody::Line(note))
+fn note_line(at: Duration, note: &Value) -> String {
+    render_line(at, "recorder", LineDirection::Note, &note.to_string())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::transcript::{Transcript, TranscriptEntry};
+    use super::super::transcript::{EntryBody, Transcript, TranscriptEntry};
     use super::*;
     use proptest::prelude::*;
 
@@ -261,8 +261,8 @@ mod tests {
         let mut writer = TranscriptWriter::new(Vec::new(), Instant::now(), Some(limit), Arc::default());
         let mut longest = 0;
         for (number, is_sample, padding) in entries {
-            let body = EntryBody::Line(json!([number, "x".repeat(padding)]));
-            let text = render(Duration::from_micros(number), "a", LineDirection::Send, body);
+            let line = json!([number, "x".repeat(padding)]).to_string();
+            let text = render_line(Duration::from_micros(number), "a", LineDirection::Send, &line);
             writer.write(QueuedEntry { text, is_sample });
             longest = longest.max(writer.file.len() as u64);
             assert_eq!(writer.file.len() as u64, writer.length);
