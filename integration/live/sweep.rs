@@ -1,6 +1,9 @@
 //! `qferry sweep`: real trials with the guest that ships with qferry, a kill in their midst, and what is kept.
 
+mod browser;
+
 use super::command::text;
+use browser::Browser;
 use qferry_bed::Build;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -105,7 +108,8 @@ fn a_sweep_that_is_killed_goes_on_and_keeps_every_trial() {
     // what an earlier report has drawn goes where the next one does not draw it
     fs::write(out.join("plots/of-earlier-trials.svg"), "<svg/>").unwrap();
     assert!(sweep(folder, &["spec.toml", "--out", "out", "--resume"]).output().unwrap().status.success());
-    shows_its_results(&out);
+    let pictures = shows_its_results(&out);
+    is_readable(&out.join("report.html"), pictures);
 
     let same = sweep(folder, &["--compare", "out", "out", "--fail-if", "blackout>1.1x"]).output().unwrap();
     assert!(same.status.success(), "{}", text(&same.stderr));
@@ -113,8 +117,25 @@ fn a_sweep_that_is_killed_goes_on_and_keeps_every_trial() {
     assert_eq!(worse.status.code(), Some(1));
 }
 
-/// Tables with a row each, and a report with its pictures.
-fn shows_its_results(out: &Path) {
+/// The report on a telephone and on a desk, by day and by night.
+fn is_readable(report: &Path, pictures: usize) {
+    let mut browser = Browser::start();
+    for (width, dark) in [(390, false), (390, true), (1440, false), (1440, true)] {
+        let seen = browser.look(report, width, dark);
+        let told = || format!("{width} pixels, dark {dark}: {seen:#}");
+        assert_eq!((&seen["width"], &seen["plots"]), (&width.into(), &pictures.into()), "{}", told());
+        assert!(seen["page"].as_u64().unwrap() <= u64::from(width), "the page is wider than its window: {}", told());
+        for nothing in ["wide", "outside", "faint"] {
+            assert_eq!(seen[nothing], serde_json::json!([]), "{nothing}: {}", told());
+        }
+        let number = |name: &str| seen[name].as_f64().unwrap();
+        assert!(number("empty") == 0.0 && number("small") >= 9.0, "{}", told());
+        assert!(number("contrast") >= 7.0 && (number("paper") < 0.2) == dark, "{}", told());
+    }
+}
+
+/// Tables with a row each, and a report with its pictures. Returns how many.
+fn shows_its_results(out: &Path) -> usize {
     let read = |name: &str| fs::read_to_string(out.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
     assert_eq!(read("trials.csv").lines().count(), 5);
     assert!(read("results.csv").lines().count() > 4 * 30);
@@ -127,10 +148,11 @@ fn shows_its_results(out: &Path) {
     let pictures: Vec<_> = fs::read_dir(out.join("plots")).unwrap().flatten().map(|entry| entry.path()).collect();
     assert!(pictures.len() >= 8, "{pictures:?}");
     assert_eq!(report.matches("<svg").count(), 2 * pictures.len(), "each for wide and for narrow pages");
-    for picture in pictures {
-        let svg = fs::read_to_string(&picture).unwrap();
+    for picture in &pictures {
+        let svg = fs::read_to_string(picture).unwrap();
         assert!(roxmltree::Document::parse(&svg).is_ok(), "{}", picture.display());
     }
+    pictures.len()
 }
 
 #[test]
