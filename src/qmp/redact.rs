@@ -221,6 +221,7 @@ mod tests {
         for line in lines {
             let clean = redact(&line).to_string();
             assert!(!clean.contains(s) && clean.contains("redacted"), "{clean}");
+            assert_eq!(redacted_text(&line), clean);
         }
     }
 

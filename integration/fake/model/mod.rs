@@ -5,7 +5,7 @@
 //! QEMU can be made to do at will is a field of [`PairState`]; anything else is an override of one answer, by
 //! [`ModelPair::on`].
 
-#![allow(unreachable_pub, reason = "a module of a test program")]
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "each program uses its own part of it")]
 
 mod answers;
 mod course;
@@ -234,7 +234,7 @@ pub struct ModelPair {
     pub source: FakeMonitor,
     pub destination: FakeMonitor,
     pub log: CommandLog,
-    streams: Option<(DuplexStream, DuplexStream)>,
+    streams: Option<[DuplexStream; 2]>,
     pub directory: tempfile::TempDir,
 }
 
@@ -329,7 +329,7 @@ impl ModelPair {
         shared.state().source.emit = Some(source.emitter());
         shared.state().destination.emit = Some(destination.emitter());
         let directory = tempfile::tempdir().unwrap();
-        Self { shared, source, destination, log, streams: Some((at_source, at_destination)), directory }
+        Self { shared, source, destination, log, streams: Some([at_source, at_destination]), directory }
     }
 
     pub fn state(&self) -> MutexGuard<'_, PairState> {
@@ -377,7 +377,7 @@ impl ModelPair {
         }
     }
 
-    /// Runs a hook once, at the arrival of a command and before its answer.
+    /// Runs a hook once, at the arrival of a command.
     pub fn when(&self, side: Side, command: &'static str, hook: impl FnOnce() + Send + 'static) {
         self.state().hooks.push((side, command, Box::new(hook)));
     }
@@ -385,10 +385,9 @@ impl ModelPair {
     /// A migration of this pair. Only one can be made.
     pub fn builder(&mut self) -> Builder {
         let pid = |qemu: &ModelQemu| qemu.process.as_ref().map(|child| i32::try_from(child.id()).unwrap());
-        let state = self.state();
-        let pids = [pid(&state.source), pid(&state.destination)];
-        drop(state);
-        self.builder_with(pids)
+        let source = pid(&self.state().source);
+        let destination = pid(&self.state().destination);
+        self.builder_with([source, destination])
     }
 
     /// A migration of this pair whose QEMUs are these processes.
@@ -399,11 +398,16 @@ impl ModelPair {
 
     /// Where the two QEMUs can be reached, once.
     pub fn endpoints(&mut self) -> [Endpoint; 2] {
-        self.endpoints_with([None, None])
+        self.endpoints_with([None; 2])
+    }
+
+    /// The engine's ends of the two connections, once.
+    pub fn take_streams(&mut self) -> [DuplexStream; 2] {
+        self.streams.take().unwrap()
     }
 
     fn endpoints_with(&mut self, [source_pid, destination_pid]: [Option<i32>; 2]) -> [Endpoint; 2] {
-        let (at_source, at_destination) = self.streams.take().unwrap();
+        let [at_source, at_destination] = self.take_streams();
         let process = |pid: i32| ProcessHandle::from_pid(pid.unsigned_abs()).unwrap();
         let end = |name: &str, stream, pid: Option<i32>| match pid {
             Some(pid) => once(name, stream).with_process(process(pid)),
@@ -423,7 +427,7 @@ impl ModelPair {
 
     /// A migration of this pair whose monitors answer another connection after the first has closed.
     pub fn builder_reached_again(&mut self) -> Builder {
-        let (at_source, at_destination) = self.streams.take().unwrap();
+        let [at_source, at_destination] = self.take_streams();
         let source = again("a", Side::Source, at_source, &self.shared);
         let destination = again("b", Side::Destination, at_destination, &self.shared);
         self.described(source, destination)
@@ -488,10 +492,9 @@ fn process() -> Child {
 
 fn serve(shared: &SharedPair, side: Side) -> (FakeMonitor, DuplexStream) {
     let log = shared.state().log.clone();
-    let mut script = MonitorScript::new().log(side.as_str(), &log);
-    for command in ANSWERED {
+    let script = ANSWERED.iter().fold(MonitorScript::new().log(side.as_str(), &log), |script, command| {
         let shared = shared.clone();
-        script = script.on(command, move |seen| shared.answer(side, seen));
-    }
+        script.on(command, move |seen| shared.answer(side, seen))
+    });
     script.duplex()
 }

@@ -4,6 +4,14 @@
 //! On a machine that others use too, times mean little by themselves, so engine and yardstick take turns in one run and
 //! wherever there is a yardstick only ratios are judged. What was not measured is told as such and counts as missed.
 
+// The scripted QEMUs of the tests, which say all they have to say by panicking.
+#[allow(clippy::unwrap_used, reason = "modules of tests")]
+#[path = "../../../fake/mod.rs"]
+mod fake;
+#[allow(clippy::unwrap_used, reason = "modules of tests")]
+#[path = "../../../fake/model/mod.rs"]
+mod model;
+
 mod blackout;
 mod budget;
 mod converge;
@@ -16,6 +24,7 @@ mod observers;
 mod overlap;
 mod predict;
 mod preflight;
+mod scale;
 mod storage;
 mod table;
 
@@ -34,7 +43,7 @@ const MIB: u64 = 1 << 20;
 type Bench = fn(&Path) -> Result<bool>;
 
 /// The parts of the bench, in this order.
-const PARTS: [(&str, Bench); 10] = [
+const PARTS: [(&str, Bench); 11] = [
     ("blackout", blackout::bench),
     ("budget", budget::bench),
     ("preflight", preflight::bench),
@@ -45,6 +54,7 @@ const PARTS: [(&str, Bench); 10] = [
     ("predict", predict::bench),
     ("observers", observers::bench),
     ("devices", devices::bench),
+    ("scale", scale::bench),
 ];
 
 /// Parts of other parts, which can be run alone.
@@ -54,6 +64,13 @@ fn main() -> ExitCode {
     let words: Vec<OsString> = env::args_os().skip(1).collect();
     let met = match words.as_slice() {
         [word, program, arguments @ ..] if word == "--measure" => return measure(program.as_ref(), arguments),
+        [word, count, folder] if word == "--scripted" || word == "--at-once" => {
+            let part = if word == "--scripted" { scale::scripted } else { scale::at_once };
+            let count = count.to_str().and_then(|count| count.parse().ok()).unwrap_or(1);
+            part(count, folder.as_ref())
+                .map(|()| true)
+                .map_err(|error| Error::new(format!("{}: {error}", word.to_string_lossy())))
+        }
         [qferry] => bench(qferry.as_ref(), None),
         [qferry, part] => bench(qferry.as_ref(), part.to_str()),
         _ => Err(Error::new("usage: bench QFERRY [PART]")),
