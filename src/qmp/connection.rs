@@ -302,7 +302,7 @@ impl LineIntake {
             Some(recorder) if recorder.is_too_long(line.len()) => {
                 recorder.record_length(&self.recorder.label, reply.id.as_ref(), line.len());
             }
-            Some(_) => self.recorder.record_line(LineDirection::Receive, &frame::parse(line).ok()?),
+            Some(_) => self.recorder.record_received(&frame::parse(line).ok()?, line),
             None => {}
         }
         Some(reply)
@@ -314,7 +314,7 @@ impl LineIntake {
             Some(recorder) if recorder.is_too_long(line.len()) && value.get("return").is_some() => {
                 recorder.record_length(&self.recorder.label, value.get("id"), line.len());
             }
-            _ => self.recorder.record_line(LineDirection::Receive, &value),
+            _ => self.recorder.record_received(&value, line),
         }
         QmpFrame::classify(value)
     }
@@ -372,6 +372,13 @@ impl LabelledRecorder {
     fn record_line(&self, direction: LineDirection, line: &Value) {
         if let Some(recorder) = &self.recorder {
             recorder.record_line(&self.label, direction, line);
+        }
+    }
+
+    fn record_received(&self, value: &Value, line: &[u8]) {
+        // whoever has parsed the line knows that it is text
+        if let (Some(recorder), Ok(text)) = (&self.recorder, str::from_utf8(line)) {
+            recorder.record_received(&self.label, value, text);
         }
     }
 

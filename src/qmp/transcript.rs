@@ -152,6 +152,13 @@ impl Recorder {
         self.queue_line(side, dir, line, is_sample(line));
     }
 
+    /// Records a JSON line that came, without its secrets: `text` is the line as it came. Never blocks.
+    pub(super) fn record_received(&self, side: &str, line: &Value, text: &str) {
+        let clean = redacted_text(line, text.trim().into());
+        let text = render_line(self.shared.started.elapsed(), side, LineDirection::Receive, &clean);
+        self.queue_entry(text, is_sample(line));
+    }
+
     /// Whether an answer of this length is recorded by its length alone.
     pub(super) fn is_too_long(&self, length: usize) -> bool {
         self.shared.is_brief && length > BRIEF_ANSWER
@@ -242,7 +249,7 @@ impl Recorder {
     }
 
     fn queue_line(&self, side: &str, dir: LineDirection, line: &Value, is_sample: bool) {
-        let text = render_line(self.shared.started.elapsed(), side, dir, &redacted_text(line));
+        let text = render_line(self.shared.started.elapsed(), side, dir, &redacted_text(line, line.to_string().into()));
         self.queue_entry(text, is_sample);
     }
 
