@@ -20,6 +20,7 @@ mod spec_error;
 mod started_qemu;
 mod statistics;
 mod trial;
+mod tune;
 
 pub(crate) use analysis::{FarTrial, SweepAnalysis};
 pub(crate) use command::migrate_words;
@@ -32,6 +33,7 @@ pub(crate) use results::{SweepResults, TrialRecord, TrialSample, write_whole};
 pub(crate) use spec_error::SpecError;
 pub(crate) use statistics::{IntervalEstimate, sorted as in_order};
 pub(crate) use trial::{TrialBed, TrialResult, own_program};
+pub(crate) use tune::{AS_IT_STANDS, PolicyCandidate, PolicySearch, ROUNDS, carried};
 
 /// A spec with every field, its default and what it means.
 pub(crate) const EXAMPLE: &str = include_str!("example.toml");

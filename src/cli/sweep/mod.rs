@@ -4,6 +4,7 @@ mod answers;
 mod charts;
 mod picture;
 mod report;
+mod tune;
 
 use super::{
     exit::{failed, misused},
@@ -41,6 +42,10 @@ The folder then has results.csv (a row for each figure of each trial), trials.cs
 
   Which setting is the fastest of those with a blackout of less than 50 ms?
     qferry sweep --goal 'blackout<50ms' --out results
+
+  Which settings of a policy are the best for this guest and link?
+    qferry sweep sweep.toml --tune --goal 'blackout<50ms' --out tuned
+    qferry migrate --policy tuned/policy.toml ...
 
   Has a new version made it worse?
     qferry sweep --compare results new-results --fail-if 'blackout.p99>1.1x'
@@ -82,6 +87,11 @@ pub(super) struct SweepArguments {
     /// repeatable
     #[arg(long, value_name = "CONDITION")]
     fail_if: Vec<FigureCondition>,
+    /// Search the settings of the spec's policy for its guest and link: hundreds in a model of the migration, then the
+    /// best in rounds of real trials, each of which keeps half. Writes policy.toml for `qferry migrate --policy`. The
+    /// goal is --goal, or a blackout within the budget
+    #[arg(long, requires = "spec", requires = "out", conflicts_with_all = ["plan", "fail_if"])]
+    tune: bool,
     /// One JSON object a line on stdout; text for people goes to stderr
     #[arg(long)]
     pub(super) json: bool,
@@ -123,6 +133,7 @@ pub(super) async fn run(arguments: &SweepArguments, check: WordsCheck) -> ExitCo
         Err(error) => return misused(&format!("{}: {error}", spec.display()), json),
     };
     match &arguments.out {
+        Some(folder) if arguments.tune => tune::run(arguments, &text, folder, check).await,
         _ if arguments.plan => {
             print_plan(&plan, json);
             ExitCode::SUCCESS
@@ -218,40 +229,46 @@ fn answer(arguments: &SweepArguments, plan: &SweepPlan, results: &SweepResults) 
 
 async fn sweep(arguments: &SweepArguments, plan: &SweepPlan, text: &str, folder: &Path) -> ExitCode {
     let json = arguments.json;
-    let mut results = match SweepResults::open(folder, text, arguments.resume) {
-        Ok(results) => results,
-        Err(error) => return misused(&format!("{error} (--resume goes on with a sweep)"), json),
-    };
+    match to_the_end(plan, text, folder, arguments.resume, json).await {
+        Ok(results) => {
+            render::say(&format!("the report is {}", report::place(folder).display()));
+            answer(arguments, plan, &results)
+        }
+        Err(exit) => exit,
+    }
+}
+
+/// Runs a sweep in its folder, and tells how many of its trials count.
+async fn to_the_end(
+    plan: &SweepPlan,
+    text: &str,
+    folder: &Path,
+    resumes: bool,
+    json: bool,
+) -> Result<SweepResults, ExitCode> {
+    let mut results = SweepResults::open(folder, text, resumes)
+        .map_err(|error| misused(&format!("{error} (--resume goes on with a sweep)"), json))?;
     let bed = own_program().and_then(|engine| TrialBed::make(engine, &folder.join("images")));
-    let mut bed = match bed {
-        Ok(bed) => bed,
-        Err(error) => return failed(&error.to_string(), json),
-    };
-    let Some(mut signals) = Signals::watch() else {
-        return failed("the system lets no signal be caught", json);
-    };
+    let mut bed = bed.map_err(|error| failed(&error.to_string(), json))?;
+    let mut signals = Signals::watch().ok_or_else(|| failed("the system lets no signal be caught", json))?;
     let ran = tokio::select! {
         ran = trials(plan, &mut results, &mut bed, json) => ran,
         () = signals.asked() => Err("interrupted".to_owned()),
     };
     let (kept, all) = (results.records.len(), plan.trials.len());
-    match ran {
-        Ok(()) => {
-            let moved = results.records.iter().filter(|record| record.counts()).count();
-            render::say(&format!("{all} trials, of which {moved} count: {}", results.folder().display()));
-            if json {
-                let object = json!({ "v": 1, "type": "sweep", "t_ms": 0, "trials": all, "count": moved,
-                    "folder": results.folder().display().to_string() });
-                render::object(&object).ok();
-            }
-            render::say(&format!("the report is {}", report::place(folder).display()));
-            answer(arguments, plan, &results)
-        }
-        Err(why) => failed(
-            &format!("{why}; {kept} of {all} trials are kept in {}: --resume goes on with the rest", folder.display()),
-            json,
-        ),
+    if let Err(why) = ran {
+        let text =
+            format!("{why}; {kept} of {all} trials are kept in {}: --resume goes on with the rest", folder.display());
+        return Err(failed(&text, json));
     }
+    let moved = results.records.iter().filter(|record| record.counts()).count();
+    render::say(&format!("{all} trials, of which {moved} count: {}", results.folder().display()));
+    if json {
+        let object = json!({ "v": 1, "type": "sweep", "t_ms": 0, "trials": all, "count": moved,
+            "folder": results.folder().display().to_string() });
+        render::object(&object).ok();
+    }
+    Ok(results)
 }
 
 /// Runs the trials that are not there yet.
