@@ -8,5 +8,5 @@
 mod reader;
 mod rule;
 
-pub use reader::{TrustError, folder, locate, open_file, user};
+pub use reader::{TrustError, UNMAPPED_OWNERS, folder, locate, open_file, user};
 pub use rule::{Distrust, FileOwner, PathStep, StepKind, judge};

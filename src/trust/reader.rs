@@ -1,6 +1,6 @@
 //! Reads owners and modes, and opens files that pass the rule.
 
-use super::rule::{Distrust, FileOwner, PathStep, StepKind, judge, judge_step};
+use super::rule::{Distrust, FileOwner, PathStep, StepKind, judge, judge_step, knows_all_users, owner_of};
 use rustix::fs::{Mode, OFlags, open};
 use std::{
     collections::VecDeque,
@@ -9,6 +9,7 @@ use std::{
     io,
     os::unix::fs::MetadataExt,
     path::{Component, Path, PathBuf},
+    sync::LazyLock,
 };
 use thiserror::Error;
 
@@ -24,6 +25,29 @@ pub enum TrustError {
     /// Its owner and mode cannot be read.
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+/// The variable that `qferry sweep` sets for an engine in a user namespace of the sweep's own, after a look at the real
+/// owners from outside.
+pub const UNMAPPED_OWNERS: &str = "QFERRY_UNMAPPED_OWNERS";
+
+/// The user that files of users without a number here show as, where these are root's by [`UNMAPPED_OWNERS`]. In the
+/// host's own user namespace the variable means nothing.
+static UNMAPPED_ROOT: LazyLock<Option<u32>> = LazyLock::new(|| {
+    if std::env::var_os(UNMAPPED_OWNERS).is_none_or(|said| said != "root") {
+        return None;
+    }
+    let map = fs::read_to_string("/proc/self/uid_map").ok().filter(|map| !knows_all_users(map))?;
+    let overflow = fs::read_to_string("/proc/sys/kernel/overflowuid").ok()?.trim().parse().ok()?;
+    // a user that has a number here keeps it
+    map.lines().all(|line| !covers(line, overflow)).then_some(overflow)
+});
+
+/// Whether a line of a `uid_map` gives a number of this namespace to a user.
+fn covers(line: &str, user: u32) -> bool {
+    let mut fields = line.split_whitespace().map_while(|field| field.parse::<u64>().ok());
+    let (Some(first), Some(_), Some(count)) = (fields.next(), fields.next(), fields.next()) else { return true };
+    (first..first.saturating_add(count)).contains(&u64::from(user))
 }
 
 /// The user that this process acts as.
@@ -80,7 +104,7 @@ fn step(path: &Path, found: &Metadata) -> PathStep {
         kind if kind.is_symlink() => StepKind::Link,
         _ => StepKind::File,
     };
-    PathStep { path: path.to_owned(), kind, owner: found.uid(), mode: found.mode() & 0o7777 }
+    PathStep { path: path.to_owned(), kind, owner: owner_of(found.uid(), *UNMAPPED_ROOT), mode: found.mode() & 0o7777 }
 }
 
 /// Every part that the kernel passes on the way along a path, links and the parts of their targets among them, and the

@@ -75,6 +75,18 @@ pub enum Distrust {
     },
 }
 
+/// The user that a file counts as belonging to: a file of a user without a number in this user namespace shows as
+/// `overflow`'s, and is root's where whoever has started this process says so, who has seen the real owners.
+pub(super) fn owner_of(shown: u32, overflow: Option<u32>) -> u32 {
+    if overflow == Some(shown) { 0 } else { shown }
+}
+
+/// Whether a process with this `/proc/self/uid_map` is in the host's own user namespace, in which every user has a
+/// number.
+pub(super) fn knows_all_users(uid_map: &str) -> bool {
+    uid_map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
 /// Judges a path by all its parts, the root directory first.
 ///
 /// # Errors
@@ -113,6 +125,21 @@ mod tests {
     use super::*;
     use FileOwner::{User, UserOrRoot};
     use StepKind::{File, Folder, Link};
+
+    #[test]
+    fn an_owner_without_a_number_is_root_only_where_that_was_said() {
+        for (shown, overflow, owner) in [(65534, None, 65534), (65534, Some(65534), 0), (7, Some(65534), 7)] {
+            assert_eq!(owner_of(shown, overflow), owner);
+        }
+        for (map, knows) in [
+            ("         0          0 4294967295\n", true),
+            ("         0       1000          1\n", false),
+            ("0 0 1\n1 1 4294967294\n", false),
+            ("", false),
+        ] {
+            assert_eq!(knows_all_users(map), knows, "{map}");
+        }
+    }
 
     #[test]
     fn a_part_is_judged_by_owner_and_mode() {
