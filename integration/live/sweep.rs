@@ -44,13 +44,30 @@ fn trials(folder: &Path) -> Vec<Value> {
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
-/// The processes that have a file of this folder in their command line.
+/// The processes that have a file of this folder in their command line or environment: the sweep, and all that it has
+/// started.
 fn processes(folder: &Path) -> Vec<String> {
     let name = folder.display().to_string();
     let all = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let lines = all.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
-    let lines = lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " "));
-    lines.filter(|line| line.contains(&name)).collect()
+    let words = |path: &Path, file: &str| {
+        String::from_utf8_lossy(&fs::read(path.join(file)).unwrap_or_default()).replace('\0', " ")
+    };
+    let lines = all.map(|entry| (words(&entry.path(), "cmdline"), words(&entry.path(), "environ")));
+    lines
+        .filter(|(line, environment)| line.contains(&name) || environment.contains(&name))
+        .map(|(line, _)| line)
+        .collect()
+}
+
+/// Waits until all that a sweep has started is gone.
+#[track_caller]
+fn all_end(folder: &Path) {
+    let began = Instant::now();
+    while !processes(folder).is_empty() {
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(20), "what the sweep started outlives it: {:?}", processes(folder));
+        sleep(Duration::from_millis(20));
+    }
 }
 
 #[test]
@@ -67,22 +84,14 @@ fn a_sweep_that_is_killed_goes_on_and_keeps_every_trial() {
     }
     kill_process(Pid::from_child(&first), Signal::KILL).unwrap();
     first.wait().unwrap();
-    let began = Instant::now();
-    while !processes(folder).is_empty() {
-        assert!(
-            began.elapsed() < Duration::from_secs(20),
-            "what the sweep started outlives it: {:?}",
-            processes(folder)
-        );
-        sleep(Duration::from_millis(20));
-    }
+    all_end(folder);
     let kept = trials(folder).len();
     assert!((1..4).contains(&kept), "{kept}");
 
     let rest = sweep(folder, &["spec.toml", "--out", "out", "--resume", "--goal", "blackout<100s"]).output().unwrap();
     assert!(rest.status.success(), "{}", text(&rest.stderr));
     assert!(text(&rest.stdout).starts_with("blackout<100s: "), "{}", text(&rest.stdout));
-    assert_eq!(processes(folder), [] as [String; 0]);
+    all_end(folder);
     assert!(!folder.join("out/images").exists());
 
     let trials = trials(folder);
@@ -175,6 +184,43 @@ fn a_limit_ends_a_trial_and_the_trial_is_kept() {
             || quality.contains("0,no,yes,the guest did not move (cancelled): the limit of the sweep was reached"),
         "{quality}"
     );
+}
+
+/// As root or not: without, the namespaces are of a user namespace.
+#[test]
+fn a_link_carries_what_is_copied_and_ends_with_the_sweep() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    fs::create_dir(folder.join("run")).unwrap();
+    let spec = spec().replace("repeats = 2", "repeats = 1").replace("migrate.downtime", "link.rate");
+    let spec = spec.replace("values = [\"5s\", \"8s\"]", "values = [\"100Mbit/s\", \"400Mbit/s\"]");
+    fs::write(folder.join("spec.toml"), spec + "[migrate]\ndowntime = \"8s\"\n").unwrap();
+    let plan = sweep(folder, &["spec.toml", "--plan"]).output().unwrap();
+    assert!(text(&plan.stdout).contains("link: 100 Mbit/s; or 400 Mbit/s\n"), "{}", text(&plan.stdout));
+    let ran = sweep(folder, &["spec.toml", "--out", "out"]).output().unwrap();
+    assert!(ran.status.success(), "{}", text(&ran.stderr));
+    all_end(folder);
+    let trials = trials(folder);
+    assert_eq!(trials.len(), 2);
+    for (leg, trial) in (1..).zip(&trials) {
+        assert_eq!((&trial["outcome"], &trial["invalid"]), (&"moved".into(), &serde_json::json!([])), "{trial}");
+        assert_eq!(trial["leg"], leg, "the guest comes back over the other link: {trial}");
+        let figure = |name: &str| trial["figures"][name].as_f64().unwrap_or_else(|| panic!("no {name} in {trial}"));
+        let copied = figure("ram.bytes") + figure("disk.bytes");
+        assert!((copied..2.0 * copied).contains(&figure("link.bytes")), "each byte crosses the link once: {trial}");
+    }
+
+    let mut killed = sweep(folder, &["spec.toml", "--out", "killed"]).stderr(Stdio::null()).spawn().unwrap();
+    let began = Instant::now();
+    let is_there = || fs::read_dir(folder.join("run")).unwrap().flatten().any(|run| run.path().join("0.qmp").exists());
+    while !is_there() {
+        assert!(began.elapsed() < PATIENCE && killed.try_wait().unwrap().is_none(), "no QEMU is started");
+        sleep(Duration::from_millis(5));
+    }
+    assert!(processes(folder).len() >= 4, "the sweep, two ends and a QEMU: {:?}", processes(folder));
+    kill_process(Pid::from_child(&killed), Signal::KILL).unwrap();
+    killed.wait().unwrap();
+    all_end(folder);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 use super::{
     limits,
+    link::LinkEnd,
     spec::SweepSpec,
     spec_error::{SpecError, wrong},
 };
@@ -15,6 +16,9 @@ pub(crate) const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 0x71, 0x66, 1];
 /// The placeholders of a command of one's own.
 const PLACEHOLDERS: &str =
     "{qemu} {qmp} {debug} {guest} {append} {disk0} to {disk7} {net} {net-peer} {memory-mib} {cpus} {accelerator}";
+
+/// The option that lets data cross a network unencrypted.
+const PLAINTEXT: &str = "allow-plaintext";
 
 /// The files of one QEMU.
 #[derive(Debug, Clone, Default)]
@@ -140,8 +144,8 @@ fn unknown(word: &str, name: &str) -> SpecError {
     wrong("machine.command", word, &expected)
 }
 
-/// The options of `qferry migrate`, without the two addresses.
-pub(crate) fn migrate_words(setup: &SweepSpec, policy: Option<&PathBuf>) -> Vec<String> {
+/// The options of `qferry migrate`, without the two monitors' addresses, to a destination at this end of the link.
+pub(crate) fn migrate_words(setup: &SweepSpec, policy: Option<&PathBuf>, destination: LinkEnd) -> Vec<String> {
     let mut words = Vec::new();
     for (option, value) in &setup.migrate {
         if option == "policy" && policy.is_some() {
@@ -156,6 +160,15 @@ pub(crate) fn migrate_words(setup: &SweepSpec, policy: Option<&PathBuf>) -> Vec<
     }
     if let Some(policy) = policy {
         words.extend(["--policy".into(), policy.display().to_string()]);
+    }
+    if setup.link.is_asked_for() {
+        let mut say =
+            |option: &str, value: Option<String>| words.extend([format!("--{option}")].into_iter().chain(value));
+        destination.listens().into_iter().for_each(|(option, address)| say(option, Some(address)));
+        // Nobody else is on the link. A spec may ask for TLS nevertheless, to measure it.
+        if !["tls", PLAINTEXT].iter().any(|option| setup.migrate.contains_key(*option)) {
+            say(PLAINTEXT, None);
+        }
     }
     words
 }
@@ -209,11 +222,26 @@ mod tests {
         let text =
             "[migrate]\ndowntime = \"50ms\"\nmultifd = 4\npredict = true\nkeep-source = false\npolicy = \"postcopy\"\n";
         let setup: SweepSpec = toml::from_str(text).expect("the spec is right");
-        assert_eq!(migrate_words(&setup, None).join(" "), "--downtime 50ms --multifd 4 --policy postcopy --predict");
+        let migrate_words = |policy| migrate_words(&setup, policy, LinkEnd::Second).join(" ");
+        assert_eq!(migrate_words(None), "--downtime 50ms --multifd 4 --policy postcopy --predict");
         let own = PathBuf::from("/w/policy.toml");
-        assert_eq!(
-            migrate_words(&setup, Some(&own)).join(" "),
-            "--downtime 50ms --multifd 4 --predict --policy /w/policy.toml"
-        );
+        assert_eq!(migrate_words(Some(&own)), "--downtime 50ms --multifd 4 --predict --policy /w/policy.toml");
+    }
+
+    #[test]
+    fn over_a_link_the_destination_listens_at_its_end() {
+        let words = |text: &str, end| {
+            let setup: SweepSpec = toml::from_str(text).expect("the spec is right");
+            migrate_words(&setup, None, end).join(" ")
+        };
+        let first = "--migrate-address tcp:10.0.0.1:4445 --nbd-address tcp:10.0.0.1:10809";
+        let asked = "[link]\nrate = \"1Gbit/s\"\n";
+        assert_eq!(words("[link]\n", LinkEnd::First), "");
+        assert_eq!(words(asked, LinkEnd::First), format!("{first} --allow-plaintext"));
+        assert_eq!(words(asked, LinkEnd::Second), format!("{first} --allow-plaintext").replace("0.1:", "0.2:"));
+        for (options, before) in [("tls = \"/t\"", "--tls /t"), ("allow-plaintext = true", "--allow-plaintext")] {
+            let text = format!("{asked}[migrate]\n{options}\n");
+            assert_eq!(words(&text, LinkEnd::First), format!("{before} {first}"));
+        }
     }
 }

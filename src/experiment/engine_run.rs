@@ -1,13 +1,14 @@
 //! One run of `qferry migrate` as a process of its own, with its lines stamped as they come.
 
 use super::{host, listening::SweepClock, started_qemu::TrialError};
-use crate::{endpoint::PeerPid, progress::Outcome};
+use crate::{endpoint::PeerPid, progress::Outcome, trust};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use serde_json::Value;
 use std::{
+    ffi::OsStr,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -47,6 +48,10 @@ pub(crate) struct EngineRun {
 /// What is to be run.
 #[derive(Debug)]
 pub(crate) struct EngineCall<'a> {
+    /// The words that enter the network namespace of the source, where a user would start the engine.
+    pub(crate) entrance: Vec<String>,
+    /// Whether that is in a user namespace, in which root's folders show as nobody's.
+    pub(crate) is_without_names: bool,
     pub(crate) engine: &'a Path,
     pub(crate) source: &'a Path,
     pub(crate) destination: &'a Path,
@@ -64,7 +69,11 @@ impl EngineCall<'_> {
     pub(crate) async fn run(self, clock: SweepClock) -> Result<EngineRun, TrialError> {
         let start = |source| TrialError::Start { program: self.engine.display().to_string(), source };
         let mut run = EngineRun { begin: clock.now(), ..EngineRun::default() };
-        let mut child = Command::new(self.engine)
+        let engine = self.engine.as_os_str();
+        let mut words = self.entrance.iter().map(OsStr::new).chain([engine]);
+        let mut child = Command::new(words.next().unwrap_or(engine))
+            .args(words)
+            .envs(self.is_without_names.then_some((trust::UNMAPPED_OWNERS, "root")))
             .args(["migrate", "--json", "--no-transcript", "--source"])
             .arg(self.source)
             .arg("--destination")
@@ -171,6 +180,8 @@ mod tests {
         fs::write(&engine, "#!/bin/sh\ntrap '' INT\nexec sleep 1000\n").expect("it is written");
         fs::set_permissions(&engine, fs::Permissions::from_mode(0o700)).expect("it is made a program");
         let call = EngineCall {
+            entrance: Vec::new(),
+            is_without_names: false,
             engine: &engine,
             source: Path::new("/s"),
             destination: Path::new("/d"),

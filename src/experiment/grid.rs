@@ -5,7 +5,7 @@
 
 use super::{
     limits,
-    spec::{SweepFactor, SweepSpec, TrialOrder},
+    spec::{SweepFactor, SweepLink, SweepSpec, TrialOrder},
     spec_error::{SpecError, wrong},
 };
 use serde::Deserialize;
@@ -74,6 +74,17 @@ impl SweepPlan {
         }
         let trials = order(configurations.len(), &spec);
         Ok(Self { spec, factors, configurations, trials })
+    }
+
+    /// The links of its trials, each once.
+    pub(crate) fn links(&self) -> Vec<&SweepLink> {
+        let mut links = Vec::new();
+        for Configuration { setup, .. } in &self.configurations {
+            if !links.contains(&&setup.link) {
+                links.push(&setup.link);
+            }
+        }
+        links
     }
 }
 
@@ -240,6 +251,16 @@ mod tests {
             ("[machine]\naccelerator = \"hax\"", &["line 2: machine.accelerator is hax", "kvm, tcg or auto"]),
             ("[disks]\ncount = 9", &["line 2: disks.count is 9", "at most 8"]),
             ("[workload]\nblock = \"1000\"", &["line 2: workload.block", "512"]),
+            ("[link]\nrate = \"1kbit/s\"", &["line 2: link.rate is 125 B/s", "1Mbit/s", "100Gbit/s"]),
+            ("[link]\nrate = \"fast\"", &["line 2", "fast"]),
+            ("[link]\n\ndelay = \"11s\"", &["line 3: link.delay is 11s", "at most \"10s\""]),
+            ("[link]\nloss = \"0.1\"", &["line 2: link.loss is 0.1", "\"0.1%\""]),
+            ("[link]\nspeed = 1", &["line 2", "unknown field `speed`", "`rate`"]),
+            (
+                "[migrate]\nnbd-address = \"tcp:h:1\"\n[link]\nrate = \"1Gbit/s\"",
+                &["line 2: migrate.nbd-address", "`link`", "leave this out"],
+            ),
+            ("[[factor]]\nfield = \"link.loss\"\nvalues = [\"60%\"]", &["with link.loss = 60%", "50%"]),
             ("[policy]\nthrotle-max = 3", &["policy", "throtle-max"]),
             ("[migrate]\nsource = \"/x\"", &["migrate.source", "the sweep itself"]),
             ("[[factor]]\nfield = \"migrate.downtime\"\nvalues = []", &["migrate.downtime", "at least one"]),
@@ -257,6 +278,18 @@ mod tests {
                 assert!(error.contains(word), "{text:?} gives {error:?}, without {word:?}");
             }
         }
+    }
+
+    #[test]
+    fn every_link_is_told_once() {
+        let text = "[[factor]]\nfield = \"link.rate\"\nvalues = [\"1Gbit/s\", \"100Mbit/s\"]\n[[factor]]\n\
+                    field = \"workload.dirty\"\nvalues = [\"0\", \"max\"]\n";
+        let links = |text: &str| {
+            let plan = SweepPlan::read(text).expect("the spec is right");
+            plan.links().into_iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(links(text), ["1 Gbit/s", "100 Mbit/s"]);
+        assert_eq!(links(TWO), ["unix sockets"]);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! Pure.
 
 use super::{
-    spec::{SweepDisks, SweepMachine, SweepSpec, SweepWorkload},
+    link::{self, LinkEnd},
+    spec::{SweepDisks, SweepLink, SweepMachine, SweepSpec, SweepWorkload},
     spec_error::{SpecError, wrong},
 };
 use crate::{
@@ -17,6 +18,10 @@ pub(super) const PAGE: u64 = 4096;
 /// What a machine has beside the memory that the guest dirties: the guest itself, its counts, and the firmware's.
 const GUEST_ITSELF: u64 = 32 << 20;
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+const LONGEST_DELAY: Duration = Duration::from_secs(10);
+/// The rates of a link, in bytes: a tenth of the slowest Ethernet, and a fast one.
+const SLOWEST: u64 = 1_000_000 / 8;
+const FASTEST: u64 = 100_000_000_000 / 8;
 /// Options that the sweep itself gives to `qferry migrate`.
 const OWN_OPTIONS: [&str; 7] = ["source", "destination", "json", "plan", "tui", "transcript", "no-transcript"];
 
@@ -34,10 +39,14 @@ pub(super) fn check(spec: &SweepSpec) -> Result<(), SpecError> {
     check_machine(&spec.machine)?;
     check_disks(&spec.disks)?;
     check_workload(&spec.workload, &spec.machine, &spec.disks)?;
+    check_link(&spec.link)?;
     for (option, value) in &spec.migrate {
         let field = format!("migrate.{option}");
         let own = OWN_OPTIONS.contains(&option.as_str());
         require(!own, &field, value, "the sweep itself gives this option: leave it out")?;
+        let is_address = LinkEnd::First.listens().iter().any(|(address, _)| address == option);
+        let of_link = is_address && spec.link.is_asked_for();
+        require(!of_link, &field, value, "the table `link` gives the addresses: leave this out, or that table")?;
         let plain = value.is_str() || value.is_integer() || value.is_float() || value.is_bool();
         require(plain, &field, value, "write the option's value, or true for one that has none")?;
     }
@@ -127,6 +136,18 @@ fn check_workload(workload: &SweepWorkload, machine: &SweepMachine, disks: &Swee
         block,
         "that makes more than 262144 blocks a disk: write larger blocks, or a smaller span",
     )
+}
+
+fn check_link(link: &SweepLink) -> Result<(), SpecError> {
+    if let Some(rate) = link.rate {
+        let fits = (SLOWEST..=FASTEST).contains(&rate.0);
+        let expected = "write \"1Mbit/s\" to \"100Gbit/s\", or leave it out for no limit";
+        require(fits, "link.rate", rate, expected)?;
+    }
+    if let Some(delay) = link.delay {
+        require(delay <= LONGEST_DELAY, "link.delay", humantime::format_duration(delay), "write at most \"10s\"")?;
+    }
+    link.loss.as_deref().map_or(Ok(()), |loss| link::lost(loss).map(|_| ()))
 }
 
 /// The pages that are dirtied a second, as the guest reads it.

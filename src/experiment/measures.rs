@@ -43,6 +43,8 @@ pub(crate) struct TrialObservation {
     pub(crate) cpu: [Option<f64>; 3],
     pub(crate) steal: Option<f64>,
     pub(crate) load: Option<f64>,
+    /// The bytes that the link carried.
+    pub(crate) carried: Option<u64>,
 }
 
 /// The figures of a trial by their names.
@@ -72,6 +74,7 @@ pub(crate) fn figures(setup: &SweepSpec, seen: &TrialObservation) -> Figures {
     for (name, cpu) in ["cpu.source", "cpu.destination", "cpu.engine"].into_iter().zip(seen.cpu) {
         figures.put(name, cpu);
     }
+    figures.put("link.bytes", seen.carried.map(|bytes| bytes as f64));
     figures.put("host.steal", seen.steal);
     figures.put("host.load", seen.load);
     let gap = gap(seen);
@@ -255,6 +258,7 @@ mod tests {
             outcome: serde_json::from_str(OUTCOME).ok(),
             cpu: [Some(5.0), None, Some(7.0)],
             announced: Some(2035 * MS),
+            carried: Some(123),
             ..TrialObservation::default()
         };
         let mut pages = 0;
@@ -304,6 +308,7 @@ mod tests {
             ("guest.page-time.p99.before", 2097.152),
             ("echo.before", 1000.0),
             ("echo.p99.after", 1000.0),
+            ("link.bytes", 123.0),
             ("cpu.source", 5.0),
             ("cpu.engine", 7.0),
             ("ram.amplification", 0.5),

@@ -48,6 +48,11 @@ pub(crate) const METRICS: &[SweepMetric] = &[
     metric("disk.bytes", "B", "copied by the mirrors"),
     metric("disk.amplification", "1", "disk.bytes by what the guest had filled"),
     metric(
+        "link.bytes",
+        "B",
+        "carried by the link in both directions from the start of the process `qferry migrate` to its end, with headers and without packets that were lost, as its device at the source counted them; where there is a table `link`",
+    ),
+    metric(
         "postcopy.blocked",
         "ms",
         "for how long all CPUs of the guest waited for pages after the switchover to postcopy",

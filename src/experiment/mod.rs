@@ -10,7 +10,9 @@ mod debug_lines;
 mod engine_run;
 mod grid;
 mod host;
+mod joined_hosts;
 mod limits;
+mod link;
 mod listening;
 mod measures;
 mod metrics;
@@ -28,6 +30,7 @@ pub(crate) use condition::{
     ComparedFigure, FigureBound, FigureCondition, FigureStatistic, GoalCertainty, MetGoal, compared, meeting,
 };
 pub(crate) use grid::SweepPlan;
+pub(crate) use link::LinkEnd;
 pub(crate) use metrics::definition;
 pub(crate) use results::{SweepResults, TrialRecord, TrialSample, write_whole};
 pub(crate) use spec_error::SpecError;

@@ -2,7 +2,7 @@
 //!
 //! Pure. Owns the shapes and their defaults; `grid` makes trials of them, and the caller reads the file.
 
-use crate::quantity::{Bytes, duration};
+use crate::quantity::{Bytes, Rate, duration};
 use serde::Deserialize;
 use std::{fmt, time::Duration};
 
@@ -40,6 +40,7 @@ pub(crate) struct SweepSpec {
     pub(crate) machine: SweepMachine,
     pub(crate) disks: SweepDisks,
     pub(crate) workload: SweepWorkload,
+    pub(crate) link: SweepLink,
     /// Options of `qferry migrate` by their names; `true` is an option without a value.
     pub(crate) migrate: toml::Table,
     /// Fields of a policy; `base` names the policy that has the rest.
@@ -117,6 +118,19 @@ pub(crate) struct SweepDisks {
     pub(crate) filled: Bytes,
 }
 
+/// The link between the two QEMUs. With nothing of it, they speak over unix sockets.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct SweepLink {
+    /// The rate of each direction.
+    pub(crate) rate: Option<Rate>,
+    /// The time that a packet takes, in each direction.
+    #[serde(with = "duration::option")]
+    pub(crate) delay: Option<Duration>,
+    /// The part of the packets that is lost in each direction, such as `0.1%`.
+    pub(crate) loss: Option<String>,
+}
+
 /// What the guest does.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -159,6 +173,7 @@ impl Default for SweepSpec {
             machine: SweepMachine::default(),
             disks: SweepDisks::default(),
             workload: SweepWorkload::default(),
+            link: SweepLink::default(),
             migrate: toml::Table::new(),
             policy: toml::Table::new(),
             factors: Vec::new(),

@@ -74,28 +74,21 @@ pub(crate) struct StartedQemu {
     errors: PathBuf,
 }
 
-/// A command whose process ends with this one, also where this one is killed: where the system has `setpriv` for it.
-fn ending_with_us(words: &[String]) -> Command {
-    let setpriv = Path::new("/usr/bin/setpriv");
-    let mut command = match words.split_first() {
-        Some((program, arguments)) if !setpriv.exists() => {
-            let mut command = Command::new(program);
-            command.args(arguments);
-            command
-        }
-        _ => {
-            let mut command = Command::new(setpriv);
-            command.args(["--pdeathsig", "KILL", "--"]).args(words);
-            command
-        }
-    };
+/// A command, behind the words that enter its network namespace, whose process ends with this one, also where this one
+/// is killed: where the system has `setpriv` for it.
+fn ending_with_us(entrance: &[String], words: &[String]) -> Command {
+    const SETPRIV: &str = "/usr/bin/setpriv";
+    let dying: &[&str] = if Path::new(SETPRIV).exists() { &[SETPRIV, "--pdeathsig", "KILL", "--"] } else { &[] };
+    let text = String::as_str;
+    let mut words = entrance.iter().map(text).chain(dying.iter().copied()).chain(words.iter().map(text));
+    let mut command = Command::new(words.next().unwrap_or_default());
     // Ctrl-C is the sweep's to answer.
-    command.kill_on_drop(true).stdin(Stdio::null()).process_group(0);
+    command.args(words).kill_on_drop(true).stdin(Stdio::null()).process_group(0);
     command
 }
 
 impl StartedQemu {
-    /// Starts a QEMU, and waits until its monitor is there.
+    /// Starts a QEMU behind the words that enter its network namespace, and waits until its monitor is there.
     ///
     /// # Errors
     /// The program, with what it said.
@@ -105,6 +98,7 @@ impl StartedQemu {
         qemu: &str,
         accelerator: &str,
         waits: bool,
+        entrance: &[String],
         clock: SweepClock,
     ) -> Result<Self, TrialError> {
         let words = qemu_words(setup, &files, qemu, accelerator, waits)
@@ -112,7 +106,7 @@ impl StartedQemu {
         let port = DebugPort::listen(&files.debug, clock).map_err(of_file(&files.debug))?;
         let errors = files.qmp.with_extension("stderr");
         let stderr = File::create(&errors).map_err(of_file(&errors))?;
-        let child = ending_with_us(&words)
+        let child = ending_with_us(entrance, &words)
             .stdout(Stdio::null())
             .stderr(stderr)
             .spawn()

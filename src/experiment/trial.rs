@@ -7,13 +7,16 @@ use super::{
     command::{QemuFiles, migrate_words},
     debug_lines::GuestReady,
     engine_run::{EngineCall, EngineRun},
-    host, limits,
+    host,
+    joined_hosts::JoinedHosts,
+    limits,
+    link::LinkEnd,
     listening::{NetworkProbe, SweepClock},
     measures::{Figures, TrialObservation, all_counts, figures, gap},
-    spec::{SweepDisks, SweepMachine, SweepSpec, SweepWorkload},
+    spec::{SweepDisks, SweepLink, SweepMachine, SweepSpec, SweepWorkload},
     started_qemu::{StartedQemu, TrialError, of_file},
 };
-use crate::{progress::RunsOn, run_id::RunId};
+use crate::{progress::RunsOn, run_id::RunId, trust};
 use serde_json::{Value, json};
 use std::{
     fs::{self, DirBuilder, File},
@@ -68,6 +71,8 @@ struct LiveGuest {
     kind: GuestKind,
     ready: GuestReady,
     legs: u32,
+    /// The end of the link at which it is.
+    end: LinkEnd,
 }
 
 /// Where trials run.
@@ -81,6 +86,8 @@ pub(crate) struct TrialBed {
     guest_file: PathBuf,
     probe: NetworkProbe,
     guest: Option<LiveGuest>,
+    /// Where the QEMUs are, if any trial is to have a link.
+    hosts: Option<JoinedHosts>,
     /// The number of the next QEMU.
     next: u32,
 }
@@ -102,7 +109,31 @@ impl TrialBed {
         fs::write(&guest_file, GUEST).map_err(of_file(&guest_file))?;
         let switch = sockets.join("switch");
         let probe = NetworkProbe::start(&switch, clock).map_err(of_file(&switch))?;
-        Ok(Self { engine, clock, images, sockets, guest_file, probe, guest: None, next: 0 })
+        Ok(Self { engine, clock, images, sockets, guest_file, probe, guest: None, hosts: None, next: 0 })
+    }
+
+    /// Makes the two ends of the links that trials will have, if any, and tries each of these links.
+    ///
+    /// # Errors
+    /// What is missing here, with the remedy.
+    pub(crate) async fn join(&mut self, links: &[&SweepLink]) -> Result<(), TrialError> {
+        if links.iter().any(|link| link.is_asked_for()) {
+            let mut hosts = JoinedHosts::start().await?;
+            if hosts.are_of_a_user() {
+                // The engine cannot see there who owns the folders on the way to these.
+                trust::folder(&self.sockets).map_err(|error| TrialError::Other(error.to_string()))?;
+            }
+            for link in links {
+                hosts.shape(link).await?;
+            }
+            self.hosts = Some(hosts);
+        }
+        Ok(())
+    }
+
+    /// The words before a program that is to run at an end of the link.
+    fn enter(&self, end: LinkEnd) -> Vec<String> {
+        self.hosts.as_ref().map_or(Vec::new(), |hosts| hosts.enter(end))
     }
 
     /// Runs a trial.
@@ -126,9 +157,14 @@ impl TrialBed {
             }
         };
         guest.legs += 1;
+        if let Some(hosts) = &mut self.hosts {
+            hosts.shape(&setup.link).await?;
+        }
         let files = self.files(setup).await?;
+        let place = self.enter(guest.end.other());
         let destination_qemu = setup.machine.destination_qemu.as_ref().unwrap_or(&setup.machine.qemu);
-        let destination = StartedQemu::start(setup, files, destination_qemu, accelerator, true, self.clock).await?;
+        let destination =
+            StartedQemu::start(setup, files, destination_qemu, accelerator, true, &place, self.clock).await?;
         self.probe.watch(&guest.qemu.files.net, Some(&destination.files.net));
         let (result, guest, other) = self.migrate(setup, guest, destination).await?;
         if let Some(other) = other {
@@ -140,10 +176,11 @@ impl TrialBed {
 
     async fn boot(&mut self, setup: &SweepSpec, kind: GuestKind, accelerator: &str) -> Result<LiveGuest, TrialError> {
         let files = self.files(setup).await?;
-        let mut qemu = StartedQemu::start(setup, files, &setup.machine.qemu, accelerator, false, self.clock).await?;
+        let (end, qemu) = (LinkEnd::First, &setup.machine.qemu);
+        let mut qemu = StartedQemu::start(setup, files, qemu, accelerator, false, &self.enter(end), self.clock).await?;
         let ready = qemu.ready(setup, accelerator).await?;
         sleep(setup.warm_up).await;
-        Ok(LiveGuest { qemu, kind, ready, legs: 0 })
+        Ok(LiveGuest { qemu, kind, ready, legs: 0, end })
     }
 
     /// Makes the images of a QEMU, and names its sockets.
@@ -187,7 +224,7 @@ impl TrialBed {
         guest: LiveGuest,
         mut destination: StartedQemu,
     ) -> Result<(TrialResult, Option<LiveGuest>, Option<StartedQemu>), TrialError> {
-        let LiveGuest { mut qemu, kind, ready, legs } = guest;
+        let LiveGuest { mut qemu, kind, ready, legs, end } = guest;
         let state = self.sockets.join("state");
         fs::create_dir_all(&state).map_err(of_file(&state))?;
         let policy = match limits::policy(setup).map_err(|error| TrialError::Other(error.to_string()))? {
@@ -206,14 +243,20 @@ impl TrialBed {
         let cpu = [qemu.cpu(), destination.cpu()];
         let ticks = host::steal_ticks();
         let call = EngineCall {
+            entrance: self.enter(end),
+            is_without_names: self.hosts.as_ref().is_some_and(JoinedHosts::are_of_a_user),
             engine: &self.engine,
             source: &qemu.files.qmp,
             destination: &destination.files.qmp,
-            options: migrate_words(setup, policy.as_ref()),
+            options: migrate_words(setup, policy.as_ref(), end.other()),
             state,
             limit: setup.limit,
         };
+        let hosts = self.hosts.as_ref().filter(|_| setup.link.is_asked_for());
+        let carried = || hosts.and_then(JoinedHosts::carried);
+        let carried_before = carried();
         let run = call.run(self.clock).await?;
+        seen.carried = carried().zip(carried_before).map(|(after, before)| after.saturating_sub(before));
         (seen.begin, seen.end) = (run.begin, run.end);
         let used = |before: Option<f64>, after: Option<f64>| Some(after? - before?);
         seen.cpu = [used(cpu[0], qemu.cpu()), used(cpu[1], destination.cpu()), run.cpu];
@@ -236,16 +279,16 @@ impl TrialBed {
         result.stop_ms = gap(&seen).map(|gap| gap.start.saturating_sub(seen.begin) as f64 / 1e6);
         result.samples = samples(&seen, run.lines);
         result.judge(&seen);
-        let keep = |qemu| Some(LiveGuest { qemu, kind, ready, legs });
+        let keep = |qemu, end| Some(LiveGuest { qemu, kind, ready, legs, end });
         let source_files = qemu.files.clone();
         Ok(match runs_on {
             Some(RunsOn::Destination) if result.invalid.is_empty() => {
                 qemu.ended().await;
                 remove(&source_files);
-                (result, keep(destination), None)
+                (result, keep(destination, end.other()), None)
             }
             Some(RunsOn::Source) if result.invalid.is_empty() && !qemu.has_ended() => {
-                (result, keep(qemu), Some(destination))
+                (result, keep(qemu, end), Some(destination))
             }
             // A guest that is not known to be whole goes nowhere else.
             _ => {

@@ -12,8 +12,8 @@ use super::{
     signals::Signals,
 };
 use crate::experiment::{
-    EXAMPLE, FigureCondition, SpecError, SweepAnalysis, SweepPlan, SweepResults, TrialBed, TrialRecord, TrialResult,
-    migrate_words, own_program,
+    EXAMPLE, FigureCondition, LinkEnd, SpecError, SweepAnalysis, SweepPlan, SweepResults, TrialBed, TrialRecord,
+    TrialResult, migrate_words, own_program,
 };
 use answers::ReadSweep;
 use serde_json::json;
@@ -149,7 +149,7 @@ fn read(text: &str, check: WordsCheck) -> Result<SweepPlan, String> {
     for configuration in &plan.configurations {
         let own = ["qferry", "migrate", "--json", "--no-transcript", "--source", "/s", "--destination", "/d"]
             .map(str::to_owned);
-        let words = own.into_iter().chain(migrate_words(&configuration.setup, None));
+        let words = own.into_iter().chain(migrate_words(&configuration.setup, None, LinkEnd::Second));
         if let Err(said) = check(&words.collect::<Vec<_>>()) {
             return Err(format!(
                 "with {configuration}, qferry migrate would say of the options under [migrate]: {said}"
@@ -172,6 +172,7 @@ fn least(plan: &SweepPlan) -> Duration {
 
 fn print_plan(plan: &SweepPlan, json: bool) {
     let least = least(plan);
+    let links: Vec<String> = plan.links().iter().map(ToString::to_string).collect();
     if json {
         let trials: Vec<_> = plan
             .trials
@@ -181,8 +182,8 @@ fn print_plan(plan: &SweepPlan, json: bool) {
                 "levels": plan.configurations[trial.configuration].levels })
             })
             .collect();
-        let object = json!({ "v": 1, "type": "sweep-plan", "t_ms": 0, "factors": plan.factors, "trials": trials,
-            "least_ms": u64::try_from(least.as_millis()).unwrap_or(u64::MAX) });
+        let object = json!({ "v": 1, "type": "sweep-plan", "t_ms": 0, "factors": plan.factors, "links": links,
+            "trials": trials, "least_ms": u64::try_from(least.as_millis()).unwrap_or(u64::MAX) });
         // the exit code says what the reader of stdout misses
         render::object(&object).ok();
         return;
@@ -195,6 +196,7 @@ fn print_plan(plan: &SweepPlan, json: bool) {
         plan.trials.len()
     );
     text += &format!("factors: {}\n", if plan.factors.is_empty() { "none".into() } else { plan.factors.join(", ") });
+    text += &format!("link: {}\n", links.join("; or "));
     for trial in &plan.trials {
         text +=
             &format!("{:>5}  block {:>3}  {}\n", trial.number, trial.block, plan.configurations[trial.configuration]);
@@ -280,6 +282,7 @@ async fn trials(plan: &SweepPlan, results: &mut SweepResults, bed: &mut TrialBed
         // a later version may draw the same results otherwise
         return report::write(plan, results);
     }
+    bed.join(&plan.links()).await.map_err(|error| error.to_string())?;
     for (ran, trial) in rest.iter().enumerate() {
         let configuration = &plan.configurations[trial.configuration];
         let result = match bed.run(&configuration.setup).await {
