@@ -180,6 +180,8 @@ pub mod internals {
             )*
         };
     }
+    #[cfg(feature = "cli")]
+    rooms! { experiment }
     rooms! { codes convergence endpoint handover journal memory migration nbd preflight prepare progress qemu qmp quantity recording run_id storage trust }
 }
 

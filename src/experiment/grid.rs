@@ -13,6 +13,12 @@ use std::fmt;
 
 /// More would be a mistake: nobody waits for them.
 const TRIALS_MAX: usize = 100_000;
+/// The same of combinations, each of which holds the spec anew: so many, and so many bytes of specs in all.
+const COMBINATIONS_MAX: usize = 4096;
+const SPECS_MAX: usize = 16 << 20;
+const FACTORS_MAX: usize = 16;
+/// No field is deeper.
+const DEPTH_MAX: usize = 8;
 
 /// One combination of values.
 #[derive(Debug, Clone, PartialEq)]
@@ -60,13 +66,16 @@ impl SweepPlan {
         let mut table: toml::Table = text.parse().map_err(|error| unreadable(&error))?;
         table.remove("factor");
         limits::check(&spec).map_err(|wrong| wrong.in_line_of(text))?;
+        if spec.factors.len() > FACTORS_MAX {
+            return Err(wrong("factor", format!("there {} times", spec.factors.len()), "write at most 16 factors"));
+        }
         let factors: Vec<String> = spec.factors.iter().map(SweepFactor::title).collect();
         if let Some(twice) =
             factors.iter().enumerate().find_map(|(at, name)| factors[..at].contains(name).then_some(name))
         {
             return Err(wrong("factor", twice, "two factors have this name: write another `name` for one of them"));
         }
-        let configurations = combinations(&table, &spec.factors)?;
+        let configurations = combinations(&table, &spec.factors, text.len())?;
         let count = configurations.len().saturating_mul(spec.repeats as usize);
         if count > TRIALS_MAX {
             let expected = format!("that makes {count} trials, of at most {TRIALS_MAX}: leave out values or repeats");
@@ -126,12 +135,19 @@ fn label(value: &toml::Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-fn combinations(base: &toml::Table, factors: &[SweepFactor]) -> Result<Vec<Configuration>, SpecError> {
+/// The combinations of the factors' values, over a spec of this length.
+fn combinations(base: &toml::Table, factors: &[SweepFactor], length: usize) -> Result<Vec<Configuration>, SpecError> {
+    let most = (SPECS_MAX / length.max(1)).clamp(1, COMBINATIONS_MAX);
     let mut tables = vec![(Vec::new(), base.clone())];
     for factor in factors {
         let title = factor.title();
         if factor.values.is_empty() {
             return Err(wrong(&format!("factor {title}"), "without values", "write values = [...] with at least one"));
+        }
+        if tables.len().saturating_mul(factor.values.len()) > most {
+            let expected =
+                format!("more than {most} combinations are too many for a spec of {length} bytes: leave out values");
+            return Err(wrong(&format!("factor {title}"), format!("of {} values", factor.values.len()), &expected));
         }
         let levels = factor.values.iter().map(|value| factor.level(value)).collect::<Result<Vec<_>, _>>()?;
         if let Some((twice, _)) = levels
@@ -141,14 +157,14 @@ fn combinations(base: &toml::Table, factors: &[SweepFactor]) -> Result<Vec<Confi
         {
             return Err(wrong(&format!("factor {title}"), twice, "it has this value twice: raise `repeats` instead"));
         }
-        if tables.len().saturating_mul(levels.len()) > TRIALS_MAX {
-            return Err(wrong("factor", &title, &format!("that makes more than {TRIALS_MAX} combinations")));
-        }
         let mut grown = Vec::with_capacity(tables.len() * levels.len());
         for (labels, table) in &tables {
             for (label, fields) in &levels {
                 let mut table = table.clone();
                 for (field, value) in fields {
+                    if field.split('.').count() > DEPTH_MAX {
+                        return Err(wrong(&format!("factor {title}"), "too deep", "write the name of a field"));
+                    }
                     put(&mut table, field, value)?;
                 }
                 grown.push((labels.iter().chain([label]).cloned().collect(), table));
@@ -201,6 +217,8 @@ fn order(configurations: usize, spec: &SweepSpec) -> Vec<PlannedTrial> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::experiment::read_spec;
+    use proptest::prelude::*;
 
     const TWO: &str = "repeats = 2\n[workload]\nwrites = 7\n[[factor]]\nfield = \"migrate.downtime\"\nvalues = [\"20ms\", \"300ms\"]\n\
                        [[factor]]\nname = \"load\"\nvalues = [{ label = \"idle\", \"workload.dirty\" = \"0\" }, { label = \"busy\", \
@@ -277,6 +295,69 @@ mod tests {
             for word in *words {
                 assert!(error.contains(word), "{text:?} gives {error:?}, without {word:?}");
             }
+        }
+    }
+
+    /// Lines of specs, some of which are wrong wherever they stand.
+    const LINES: [&str; 24] = [
+        "repeats = 2",
+        "order = \"random\"",
+        "limit = \"999999999y\"",
+        "[machine]",
+        "memory = \"16EiB\"",
+        "command = [\"{qemu}\", \"{{\", \"{disk9}\", \"}\"]",
+        "[disks]",
+        "size = \"8388607TiB\"",
+        "filled = \"0\"",
+        "[workload]",
+        "dirty = \"max\"",
+        "memory = \"0\"",
+        "[link]",
+        "rate = \"1Gbit/s\"",
+        "delay = \"1ns\"",
+        "loss = \"1%\"",
+        "[migrate]",
+        "multifd = 4",
+        "[policy]",
+        "[[factor]]",
+        "field = \"link.rate\"",
+        "name = \"a\"",
+        "values = [\"1Mbit/s\", \"2Mbit/s\"]",
+        "values = [{ label = \"a\", \"disks.count\" = 8 }, { label = \"b\", \"migrate.x\" = [] }]",
+    ];
+
+    proptest! {
+        #[test]
+        fn any_spec_is_read_or_refused_with_words(
+            lines in prop::collection::vec(prop::sample::select(&LINES[..]), 0..10),
+            noise in "\\PC{0,8}",
+        ) {
+            for text in [lines.join("\n"), lines.join("\n") + &noise] {
+                match read_spec(&text) {
+                    Ok(combinations) => prop_assert!(combinations >= 1),
+                    Err(error) => prop_assert!(!error.is_empty()),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_spec_of_any_size_costs_little() {
+        let factor = |name: &str, field: &str, count: u32| {
+            let values = Vec::from_iter(0..count);
+            format!("[[factor]]\nname = \"{name}\"\nfield = \"{field}\"\nvalues = {values:?}\n")
+        };
+        let wide = factor("a", "seed", 65) + &factor("b", "workload.writes", 65);
+        let long = format!("name = \"{}\"\n{}", "x".repeat(6 << 20), factor("a", "seed", 3));
+        let cases = [
+            (factor("a", &format!("migrate{}", ".a".repeat(100_000)), 1), "factor a is too deep: write the name"),
+            (wide, "factor b is of 65 values: more than 4096 combinations"),
+            (long, "factor a is of 3 values: more than 2 combinations"),
+            ("[[factor]]\nvalues = []\n".repeat(17), "factor is there 17 times: write at most 16"),
+        ];
+        for (text, words) in cases {
+            let error = SweepPlan::read(&text).expect_err(words).to_string();
+            assert!(error.starts_with(words), "{error}");
         }
     }
 

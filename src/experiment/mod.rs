@@ -38,5 +38,21 @@ pub(crate) use statistics::{IntervalEstimate, sorted as in_order};
 pub(crate) use trial::{TrialBed, TrialResult, own_program};
 pub(crate) use tune::{AS_IT_STANDS, PolicyCandidate, PolicySearch, ROUNDS, carried};
 
+/// Reads a sweep's spec and makes the commands of each of its combinations; their number.
+///
+/// # Errors
+/// What is wrong with the spec, in one sentence.
+pub fn read_spec(text: &str) -> Result<usize, String> {
+    let plan = SweepPlan::read(text).map_err(|error| error.to_string())?;
+    for configuration in &plan.configurations {
+        let setup = &configuration.setup;
+        // a placeholder of a command of one's own is looked at where the command is used
+        command::qemu_words(setup, &command::QemuFiles::default(), "", "", true).ok();
+        migrate_words(setup, None, LinkEnd::Second);
+        link::shaping(&setup.link);
+    }
+    Ok(plan.configurations.len())
+}
+
 /// A spec with every field, its default and what it means.
 pub(crate) const EXAMPLE: &str = include_str!("example.toml");
