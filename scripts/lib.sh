@@ -177,13 +177,15 @@ debian_unpack() {
 
 # --- Compilers -------------------------------------------------------------------------------------------------------
 
-# need_cc: installs the packages that cannot sensibly be unpacked: a C compiler with a static libc, CA certificates, git.
+# need_cc: installs the packages that cannot sensibly be unpacked: a C compiler with a static libc, CA certificates, git, and
+# ip and tc for the links of the tests.
 need_cc() {
     local missing=()
     command -v cc >/dev/null || missing+=(gcc)
     [ -e /usr/lib/x86_64-linux-gnu/libc.a ] || missing+=(libc6-dev)
     [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
     command -v git >/dev/null || missing+=(git)
+    [ -x /sbin/tc ] || [ -x /usr/sbin/tc ] || missing+=(iproute2)
     if [ ${#missing[@]} = 0 ]; then
         return
     fi

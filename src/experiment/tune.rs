@@ -290,7 +290,7 @@ mod tests {
         );
         assert_eq!(plan.configurations[0].levels, [AS_IT_STANDS]);
         for (candidate, configuration) in candidates.iter().zip(&plan.configurations[1..]) {
-            assert_eq!(configuration.levels, [candidate.label.clone()]);
+            assert_eq!(configuration.levels, std::slice::from_ref(&candidate.label));
             let policy = &configuration.setup.policy;
             assert_eq!(policy.get("worth"), candidate.fields.get("worth"));
             assert_eq!(policy.get("give-up").and_then(toml::Value::as_str), Some("9s"), "the spec's own fields stay");

@@ -377,7 +377,7 @@ impl LabelledRecorder {
 
     fn record_received(&self, value: &Value, line: &[u8]) {
         // whoever has parsed the line knows that it is text
-        if let (Some(recorder), Ok(text)) = (&self.recorder, str::from_utf8(line)) {
+        if let (Some(recorder), Ok(text)) = (&self.recorder, std::str::from_utf8(line)) {
             recorder.record_received(&self.label, value, text);
         }
     }

@@ -34,12 +34,12 @@ const OF_SECRETS: [&str; 12] = [
 /// or `qom-list-get` has the value alone.
 const TOGETHER: [[&str; 2]; 2] = [["data", "value"], ["qom-", "return"]];
 
-/// A line without its secrets, for the transcript: `json` is its text. Most lines have none of the words and are kept as
-/// they are, also where JSON text is nested deeper in them than [`redact`] looks.
+/// A line without its secrets, for the transcript: `json` is its text. Most lines have none of the words and are kept
+/// as they are, also where JSON text is nested deeper in them than [`redact`] looks.
 pub(super) fn redacted_text<'a>(line: &Value, json: Cow<'a, str>) -> Cow<'a, str> {
     let lower = json.to_ascii_lowercase();
     let has = |word: &&str| lower.contains(word);
-    match OF_SECRETS.iter().any(|word| has(word)) || TOGETHER.iter().any(|words| words.iter().all(|word| has(word))) {
+    match OF_SECRETS.iter().any(has) || TOGETHER.iter().any(|words| words.iter().all(has)) {
         true => redact(line).to_string().into(),
         false => json,
     }

@@ -2,6 +2,7 @@
 
 mod answers;
 mod charts;
+mod course;
 mod picture;
 mod report;
 mod tune;
@@ -9,20 +10,18 @@ mod tune;
 use super::{
     exit::{failed, misused},
     render,
-    signals::Signals,
 };
-use crate::experiment::{
-    EXAMPLE, FigureCondition, LinkEnd, SpecError, SweepAnalysis, SweepPlan, SweepResults, TrialBed, TrialRecord,
-    TrialResult, migrate_words, own_program,
-};
+use crate::experiment::{EXAMPLE, FigureCondition, SweepAnalysis, SweepPlan, SweepResults};
 use answers::ReadSweep;
+use course::{WordsCheck, read, to_the_end};
 use serde_json::json;
 use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
-    time::{Duration, Instant},
+    time::Duration,
 };
+use tune::TuneArguments;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -97,9 +96,6 @@ pub(super) struct SweepArguments {
     pub(super) json: bool,
 }
 
-/// Looks whether the words of a command line would be understood.
-type WordsCheck = fn(&[String]) -> Result<(), String>;
-
 /// Runs the verb. `check` is for the options that migrations will be given.
 pub(super) async fn run(arguments: &SweepArguments, check: WordsCheck) -> ExitCode {
     let json = arguments.json;
@@ -133,7 +129,10 @@ pub(super) async fn run(arguments: &SweepArguments, check: WordsCheck) -> ExitCo
         Err(error) => return misused(&format!("{}: {error}", spec.display()), json),
     };
     match &arguments.out {
-        Some(folder) if arguments.tune => tune::run(arguments, &text, folder, check).await,
+        Some(folder) if arguments.tune => {
+            let tuned = TuneArguments { goal: arguments.goal.as_ref(), resumes: arguments.resume, json, check };
+            tuned.run(&text, folder).await
+        }
         _ if arguments.plan => {
             print_plan(&plan, json);
             ExitCode::SUCCESS
@@ -141,22 +140,6 @@ pub(super) async fn run(arguments: &SweepArguments, check: WordsCheck) -> ExitCo
         Some(folder) => sweep(arguments, &plan, &text, folder).await,
         None => misused("--out DIR is needed", json),
     }
-}
-
-/// Reads a spec, and has the options of `migrate` looked at by the command line that will get them.
-fn read(text: &str, check: WordsCheck) -> Result<SweepPlan, String> {
-    let plan = SweepPlan::read(text).map_err(|error: SpecError| error.to_string())?;
-    for configuration in &plan.configurations {
-        let own = ["qferry", "migrate", "--json", "--no-transcript", "--source", "/s", "--destination", "/d"]
-            .map(str::to_owned);
-        let words = own.into_iter().chain(migrate_words(&configuration.setup, None, LinkEnd::Second));
-        if let Err(said) = check(&words.collect::<Vec<_>>()) {
-            return Err(format!(
-                "with {configuration}, qferry migrate would say of the options under [migrate]: {said}"
-            ));
-        }
-    }
-    Ok(plan)
 }
 
 /// The least time of a trial, without its migration.
@@ -237,101 +220,5 @@ async fn sweep(arguments: &SweepArguments, plan: &SweepPlan, text: &str, folder:
             answer(arguments, plan, &results)
         }
         Err(exit) => exit,
-    }
-}
-
-/// Runs a sweep in its folder, and tells how many of its trials count.
-async fn to_the_end(
-    plan: &SweepPlan,
-    text: &str,
-    folder: &Path,
-    resumes: bool,
-    json: bool,
-) -> Result<SweepResults, ExitCode> {
-    let mut results = SweepResults::open(folder, text, resumes)
-        .map_err(|error| misused(&format!("{error} (--resume goes on with a sweep)"), json))?;
-    let bed = own_program().and_then(|engine| TrialBed::make(engine, &folder.join("images")));
-    let mut bed = bed.map_err(|error| failed(&error.to_string(), json))?;
-    let mut signals = Signals::watch().ok_or_else(|| failed("the system lets no signal be caught", json))?;
-    let ran = tokio::select! {
-        ran = trials(plan, &mut results, &mut bed, json) => ran,
-        () = signals.asked() => Err("interrupted".to_owned()),
-    };
-    let (kept, all) = (results.records.len(), plan.trials.len());
-    if let Err(why) = ran {
-        let text =
-            format!("{why}; {kept} of {all} trials are kept in {}: --resume goes on with the rest", folder.display());
-        return Err(failed(&text, json));
-    }
-    let moved = results.records.iter().filter(|record| record.counts()).count();
-    render::say(&format!("{all} trials, of which {moved} count: {}", results.folder().display()));
-    if json {
-        let object = json!({ "v": 1, "type": "sweep", "t_ms": 0, "trials": all, "count": moved,
-            "folder": results.folder().display().to_string() });
-        render::object(&object).ok();
-    }
-    Ok(results)
-}
-
-/// Runs the trials that are not there yet.
-async fn trials(plan: &SweepPlan, results: &mut SweepResults, bed: &mut TrialBed, json: bool) -> Result<(), String> {
-    let begin = Instant::now();
-    let done: Vec<usize> = results.records.iter().map(|record| record.trial).collect();
-    let rest: Vec<_> = plan.trials.iter().filter(|trial| !done.contains(&trial.number)).collect();
-    if rest.is_empty() {
-        // a later version may draw the same results otherwise
-        return report::write(plan, results);
-    }
-    bed.join(&plan.links()).await.map_err(|error| error.to_string())?;
-    for (ran, trial) in rest.iter().enumerate() {
-        let configuration = &plan.configurations[trial.configuration];
-        let result = match bed.run(&configuration.setup).await {
-            Ok(result) => result,
-            // A sweep whose first trial cannot be run would have none.
-            Err(error) if ran == 0 => return Err(error.to_string()),
-            Err(error) => {
-                TrialResult { outcome: "not-run".into(), reason: Some(error.to_string()), ..TrialResult::default() }
-            }
-        };
-        results.add(plan, trial.number, result).map_err(|error| error.to_string())?;
-        report::write(plan, results)?;
-        let Some(record) = results.records.last() else { continue };
-        let left = begin.elapsed() / u32::try_from(ran + 1).unwrap_or(u32::MAX)
-            * u32::try_from(rest.len() - ran - 1).unwrap_or(0);
-        tell(plan, record, left, begin, json);
-    }
-    Ok(())
-}
-
-fn tell(plan: &SweepPlan, record: &TrialRecord, left: Duration, begin: Instant, json: bool) {
-    let number = |name: &str| record.figures.get(name).copied();
-    let mut text = format!(
-        "trial {} of {} ({}): {}",
-        record.trial + 1,
-        plan.trials.len(),
-        plan.configurations[record.configuration],
-        record.outcome
-    );
-    for (name, words) in [("blackout", "blackout"), ("outside.beats", "heard from outside"), ("total", "in all")] {
-        if let Some(ms) = number(name) {
-            text += &format!(", {words} {ms:.1} ms");
-        }
-    }
-    for why in record.reason.iter().chain(&record.invalid).chain(&record.notes) {
-        text += &format!("; {why}");
-    }
-    if !left.is_zero() {
-        text += &format!("; about {} left", humantime::format_duration(Duration::from_secs(left.as_secs())));
-    }
-    render::say(&text);
-    if json {
-        let mut object =
-            json!({ "v": 1, "type": "trial", "t_ms": u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX) });
-        if let (Some(object), Ok(serde_json::Value::Object(record))) =
-            (object.as_object_mut(), serde_json::to_value(record))
-        {
-            object.extend(record);
-        }
-        render::object(&object).ok();
     }
 }

@@ -5,97 +5,96 @@ use super::{
         exit::{failed, misused},
         render,
     },
-    SweepArguments, WordsCheck,
+    course::{WordsCheck, read, to_the_end},
     picture::number,
-    read, to_the_end,
 };
 use crate::experiment::{
-    AS_IT_STANDS, FigureStatistic, PolicyCandidate, PolicySearch, ROUNDS, SweepAnalysis, SweepPlan, SweepResults,
-    carried, write_whole,
+    AS_IT_STANDS, FigureCondition, FigureStatistic, PolicyCandidate, PolicySearch, ROUNDS, SweepAnalysis, SweepPlan,
+    SweepResults, carried, write_whole,
 };
 use serde_json::json;
 use std::{fs, path::Path, process::ExitCode};
 
-/// Searches, and writes the policy that was found.
-pub(super) async fn run(arguments: &SweepArguments, text: &str, folder: &Path, check: WordsCheck) -> ExitCode {
-    let json = arguments.json;
-    let search = match PolicySearch::read(text, arguments.goal.as_ref()) {
-        Ok(search) => search,
-        Err(error) => return misused(&error.to_string(), json),
-    };
-    match searched(&search, folder, arguments.resume, json, check).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(exit) => exit,
-    }
+/// What is asked of a search.
+pub(super) struct TuneArguments<'a> {
+    pub(super) goal: Option<&'a FigureCondition>,
+    pub(super) resumes: bool,
+    pub(super) json: bool,
+    pub(super) check: WordsCheck,
 }
 
-async fn searched(
-    search: &PolicySearch,
-    folder: &Path,
-    resumes: bool,
-    json: bool,
-    check: WordsCheck,
-) -> Result<(), ExitCode> {
-    if !resumes && fs::read_dir(folder).is_ok_and(|mut files| files.next().is_some()) {
-        let text = format!("{} is not empty: give a new folder, or --resume to go on with a search", folder.display());
-        return Err(misused(&text, json));
+impl TuneArguments<'_> {
+    /// Searches, and writes the policy that was found.
+    pub(super) async fn run(&self, text: &str, folder: &Path) -> ExitCode {
+        match PolicySearch::read(text, self.goal) {
+            Ok(search) => match self.search(&search, folder).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(exit) => exit,
+            },
+            Err(error) => misused(&error.to_string(), self.json),
+        }
     }
-    let (_, reference) = sweep(&search.reference(), &folder.join("reference"), resumes, json, check).await?;
-    let Some(bandwidth) = carried(&reference.records) else {
-        let text = "with the policy as it stands no guest moved, so that nothing is known of the link: see the report in \
+
+    async fn search(&self, search: &PolicySearch, folder: &Path) -> Result<(), ExitCode> {
+        let &Self { resumes, json, .. } = self;
+        if !resumes && fs::read_dir(folder).is_ok_and(|mut files| files.next().is_some()) {
+            let text =
+                format!("{} is not empty: give a new folder, or --resume to go on with a search", folder.display());
+            return Err(misused(&text, json));
+        }
+        let (_, reference) = self.sweep(&search.reference(), &folder.join("reference")).await?;
+        let Some(bandwidth) = carried(&reference.records) else {
+            let text = "with the policy as it stands no guest moved, so that nothing is known of the link: see the report in \
                     the folder `reference`, and give the migration more budget or time";
-        return Err(failed(text, json));
-    };
-    let candidates = search.candidates(bandwidth);
-    write_whole(&folder.join("candidates.csv"), table(&candidates).as_bytes())
-        .map_err(|error| failed(&error.to_string(), json))?;
-    render::say(&format!(
-        "{} policies that differ in the model of the migration, at {} MB/s; the best go on to real trials",
-        candidates.len(),
-        number(bandwidth / 1e6)
-    ));
-    let mut best: Vec<String> = candidates.iter().map(|candidate| candidate.label.clone()).collect();
-    let mut last = None;
-    for (number, (count, repeats)) in (1..).zip(ROUNDS) {
-        best.retain(|label| label != AS_IT_STANDS);
-        best.truncate(count);
-        let chosen: Vec<PolicyCandidate> =
-            best.iter().filter_map(|label| candidates.iter().find(|one| one.label == *label).cloned()).collect();
-        let text = search.round(number, &chosen, repeats);
-        let round = sweep(&text, &folder.join(format!("round-{number}")), resumes, json, check).await?;
-        best = search.survivors(&round.0, &round.1.records);
-        last = Some(round);
-    }
-    let (Some((plan, results)), Some(label)) = (last, best.first()) else {
-        return Err(failed("no guest moved in the last round: its report tells why", json));
-    };
-    let fields = candidates.iter().find(|one| one.label == *label).map(|one| one.fields.clone()).unwrap_or_default();
-    let told = words(search, &plan, &results, label);
-    let file = folder.join("policy.toml");
-    write_whole(&file, search.policy_file(&fields, &told).as_bytes())
-        .map_err(|error| failed(&error.to_string(), json))?;
-    render::say(&format!("{told}\nthe policy is {}", file.display()));
-    if json {
-        let object = json!({ "v": 1, "type": "tuned", "t_ms": 0, "goal": search.goal.to_string(), "policy": file.display().to_string(),
+            return Err(failed(text, json));
+        };
+        let candidates = search.candidates(bandwidth);
+        write_whole(&folder.join("candidates.csv"), table(&candidates).as_bytes())
+            .map_err(|error| failed(&error.to_string(), json))?;
+        render::say(&format!(
+            "{} policies that differ in the model of the migration, at {} MB/s; the best go on to real trials",
+            candidates.len(),
+            number(bandwidth / 1e6)
+        ));
+        let mut best: Vec<String> = candidates.iter().map(|candidate| candidate.label.clone()).collect();
+        let mut last = None;
+        for (number, (count, repeats)) in (1..).zip(ROUNDS) {
+            best.retain(|label| label != AS_IT_STANDS);
+            best.truncate(count);
+            let chosen: Vec<PolicyCandidate> =
+                best.iter().filter_map(|label| candidates.iter().find(|one| one.label == *label).cloned()).collect();
+            let text = search.round(number, &chosen, repeats);
+            let round = self.sweep(&text, &folder.join(format!("round-{number}"))).await?;
+            best = search.survivors(&round.0, &round.1.records);
+            last = Some(round);
+        }
+        let (Some((plan, results)), Some(label)) = (last, best.first()) else {
+            return Err(failed("no guest moved in the last round: its report tells why", json));
+        };
+        let fields =
+            candidates.iter().find(|one| one.label == *label).map(|one| one.fields.clone()).unwrap_or_default();
+        let told = words(search, &plan, &results, label);
+        let file = folder.join("policy.toml");
+        write_whole(&file, search.policy_file(&fields, &told).as_bytes())
+            .map_err(|error| failed(&error.to_string(), json))?;
+        render::say(&format!("{told}\nthe policy is {}", file.display()));
+        if json {
+            let object = json!({ "v": 1, "type": "tuned", "t_ms": 0, "goal": search.goal.to_string(), "policy": file.display().to_string(),
             "label": label, "fields": fields, "as_it_stands": label == AS_IT_STANDS });
-        render::object(&object).ok();
+            render::object(&object).ok();
+        }
+        Ok(())
     }
-    Ok(())
-}
 
-/// Runs one of the sweeps, or goes on with it.
-async fn sweep(
-    text: &str,
-    folder: &Path,
-    resumes: bool,
-    json: bool,
-    check: WordsCheck,
-) -> Result<(SweepPlan, SweepResults), ExitCode> {
-    let plan = read(text, check).map_err(|error| misused(&error, json))?;
-    fs::create_dir_all(folder).map_err(|error| failed(&format!("{}: {error}", folder.display()), json))?;
-    let resumes = resumes && folder.join("spec.toml").exists();
-    let results = to_the_end(&plan, text, folder, resumes, json).await?;
-    Ok((plan, results))
+    /// Runs one of the sweeps, or goes on with it.
+    async fn sweep(&self, text: &str, folder: &Path) -> Result<(SweepPlan, SweepResults), ExitCode> {
+        let plan = read(text, self.check).map_err(|error| misused(&error, self.json))?;
+        let of_folder = |error| failed(&format!("{}: {error}", folder.display()), self.json);
+        fs::create_dir_all(folder).map_err(of_folder)?;
+        let resumes = self.resumes && folder.join("spec.toml").exists();
+        let results = to_the_end(&plan, text, folder, resumes, self.json).await?;
+        Ok((plan, results))
+    }
 }
 
 /// What was found, against the policy as it stands in the same round.
