@@ -2,6 +2,7 @@
 
 mod channels;
 mod disks;
+mod hosts;
 mod owners;
 
 use crate::{

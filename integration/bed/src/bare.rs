@@ -57,6 +57,11 @@ impl Bare {
     pub fn qmp_path(&self) -> PathBuf {
         self.folder.path().join("qmp")
     }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
 }
 
 impl Drop for Bare {

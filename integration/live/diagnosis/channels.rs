@@ -107,7 +107,7 @@ fn a_handshake_that_waits_is_told_from_a_port_that_does_not_answer() {
     assert!(!codes(&told.1).contains(&"tls"), "{:#}", told.1);
 }
 
-fn fill(address: SocketAddr) -> Vec<TcpStream> {
+pub(super) fn fill(address: SocketAddr) -> Vec<TcpStream> {
     std::iter::from_fn(|| TcpStream::connect_timeout(&address, Duration::from_millis(200)).ok()).collect()
 }
 

@@ -9,6 +9,7 @@ use super::{
     tcp_table::ConnectionLook,
     threads::{ThreadLook, held_by, is_frozen, thread, threads},
 };
+use crate::endpoint::ProcessCredentials;
 use std::{fs, path::PathBuf};
 
 /// A process at one moment.
@@ -36,6 +37,8 @@ pub(in crate::diagnosis) struct ProcessLook {
     pub(in crate::diagnosis) memlock: Option<u64>,
     /// The descriptors that the process may have; `None` as above.
     pub(in crate::diagnosis) most_descriptors: Option<u64>,
+    /// Whether it may catch page faults (userfaultfd), as the destination of postcopy must; `None` where none was read.
+    pub(in crate::diagnosis) catches_faults: Option<bool>,
     /// What could not be read, in the system's words.
     pub(in crate::diagnosis) hidden: Vec<String>,
 }
@@ -93,6 +96,7 @@ impl ProcessLook {
             look.memlock = limit(&limits, "Max locked memory");
             look.most_descriptors = limit(&limits, "Max open files");
         }
+        look.catches_faults = ProcessCredentials::of(pid).and_then(|who| who.catches_faults());
         Some(look)
     }
 

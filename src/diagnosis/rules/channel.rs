@@ -89,30 +89,48 @@ fn device(source: &SideLooks) -> Option<Cause> {
     ))
 }
 
-/// A cancellation that does not come to an end.
+/// A cancellation that does not come to an end; or one that has by QEMU's own word, while QEMU goes on connecting: 10.0
+/// says so where the channel was not connected yet.
 fn cancelling(source: &SideLooks) -> Option<Cause> {
-    let status = [MigrationStatus::Cancelling, MigrationStatus::Failing].into_iter().find(|s| source.kept(s))?;
-    let evidence = vec![
-        format!("the source's migration was {status} for {}", seconds(source)),
-        "QEMU waits for a thread that writes to a channel which takes nothing".to_owned(),
-    ];
-    let connecting = source.connections(false, ConnectionState::SynSent).next().map(|row| row.remote.clone());
-    if let Some(remote) = connecting {
-        let evidence = [evidence, vec![format!("no answer to the first segment from {remote}")]].concat();
-        // QEMU cuts no connection that is not made yet
-        return Some(Cause::new(DiagnosisCode::CancellingStuck, Confidence::Certain, evidence).remedy(
+    let cancelling = [MigrationStatus::Cancelling, MigrationStatus::Failing].into_iter().find(|s| source.kept(s));
+    let connects_on = source.kept(&MigrationStatus::Cancelled) && source.yanks.contains(&YankLook::Migration);
+    let connecting = source.connections(false, ConnectionState::SynSent).next();
+    let unanswered = connecting.map(|row| format!("no answer to the first segment from {}", row.remote));
+    let (mut evidence, risk) = match &cancelling {
+        Some(status) => {
+            let evidence = vec![
+                format!("the source's migration was {status} for {}", seconds(source)),
+                "QEMU waits for a thread that connects, or writes to a channel which takes nothing".to_owned(),
+            ];
+            (evidence, "none: the migration is being given up already")
+        }
+        None if connects_on => {
+            let evidence = vec![
+                format!("the source's migration was cancelled for {}, and query-yank still has it", seconds(source)),
+                "a new migrate is refused until then (duplicate yank instance)".to_owned(),
+            ];
+            let risk = "a migrate that is refused meanwhile takes the cancellation back: the guest leaves over the old \
+                        connection once that is made, unless it is cancelled again";
+            (evidence, risk)
+        }
+        None => return None,
+    };
+    // QEMU cuts no connection that is not made yet
+    let waits = unanswered.is_some() || cancelling.is_none();
+    let confidence =
+        if cancelling.is_some() || unanswered.is_some() { Confidence::Certain } else { Confidence::Likely };
+    evidence.extend(unanswered);
+    let cause = Cause::new(DiagnosisCode::CancellingStuck, confidence, evidence);
+    Some(match waits {
+        true => cause.remedy(
             "wait until the kernel gives the connection up, some two minutes after it was begun, or, as root, end it with \
              ss -K and that address",
-            "none: the migration is being given up already",
-        ));
-    }
-    let cause = Cause::new(DiagnosisCode::CancellingStuck, Confidence::Certain, evidence);
-    Some(
-        cause
-            .remedy("cut the channel: the cancellation then ends", "none: the migration is being given up already")
-            .command(cut())
-            .fixable(),
-    )
+            risk,
+        ),
+        false => {
+            cause.remedy("cut the channel: the cancellation then ends", risk).command(cut()).fixable()
+        }
+    })
 }
 
 /// A guest that keeps its network device.

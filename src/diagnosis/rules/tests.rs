@@ -1,6 +1,7 @@
 //! The rules by table: for each cause what is seen, and for each pair of causes that look alike what tells them apart.
 
 mod alike;
+mod refused;
 
 use super::{super::guest_queues::QueueLook, super::look::*, super::pair::*, super::process::*, *};
 use crate::{
@@ -159,7 +160,11 @@ fn a_healthy_migration_has_no_cause() {
                 steady("running", json!({ "status": "completed" })),
             ),
         ),
-        ("cancelled", pair(steady("running", json!({ "status": "cancelled" })), waiting())),
+        ("cancelled", {
+            let mut source = steady("running", json!({ "status": "cancelled" }));
+            source.yanks.clear();
+            pair(source, waiting())
+        }),
         ("paused by its owner", only_source(steady("paused", json!({})))),
         ("the destination waits", PairLooks { source: None, destination: Some(waiting()) }),
     ];

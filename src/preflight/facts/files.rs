@@ -5,7 +5,7 @@
 //! been replaced.
 
 use crate::{
-    endpoint::seen_by,
+    endpoint::{ProcessCredentials, seen_by},
     qemu::reply::BlockNode,
     storage::{
         files::filesystem::{FileSystem, MountTable},
@@ -38,22 +38,11 @@ pub struct FileFacts {
     pub file_system: FileSystem,
 }
 
-/// The rights of a process over files.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct ProcessCredentials {
-    pub(super) user: u32,
-    groups: Vec<u32>,
-    /// The capability `CAP_DAC_OVERRIDE`: permission bits do not count.
-    overrides: bool,
-    /// The capability `CAP_SYS_PTRACE`.
-    pub(super) traces: bool,
-}
-
 /// Looks up the files of all nodes, by the names that QEMU has for them. A file that has such a name now and is not
 /// `open` in that process is left out: it has replaced the one that QEMU opened.
 pub(super) fn look_up(pid: u32, nodes: &[BlockNode], open: &OpenFiles) -> BTreeMap<String, FileFacts> {
     // of a process that this host does not tell of, no rights are known
-    let credentials = credentials_of(pid).unwrap_or_else(|| credentials(""));
+    let credentials = ProcessCredentials::of(pid).unwrap_or_else(|| ProcessCredentials::read(""));
     let mounts = MountTable::read();
     let names = nodes.iter().map(|node| file_name(&node.file));
     // An image's format node and protocol node have the same name.
@@ -122,93 +111,13 @@ fn look(path: &Path, credentials: &ProcessCredentials, mounts: &MountTable) -> O
     })
 }
 
-impl ProcessCredentials {
-    /// Whether the process may do what only this user may.
-    pub(super) fn acts_for(&self, user: u32) -> bool {
-        self.overrides || self.user == user
-    }
-
-    /// The group that the process makes files with.
-    pub(super) fn group(&self) -> Option<u32> {
-        // `credentials` puts the group itself behind the others
-        self.groups.last().copied()
-    }
-
-    /// Whether the process may use a file of this mode and these owners so.
-    pub(super) fn may_use(&self, mode: u32, user: u32, group: u32, right: u32) -> bool {
-        may(mode, user, group, self, right)
-    }
-
-    /// Whether the process may use a file so: 2 to write, 1 to enter a folder, 6 to read and write.
-    pub(super) fn may(&self, file: &Metadata, right: u32) -> bool {
-        self.may_use(file.mode(), file.uid(), file.gid(), right)
-    }
-}
-
 fn may_write(mode: u32, user: u32, group: u32, who: &ProcessCredentials) -> bool {
-    may(mode, user, group, who, 0o2)
-}
-
-/// Decides by the classic permission bits: the first of owner, group and others that fits counts.
-fn may(mode: u32, user: u32, group: u32, who: &ProcessCredentials, right: u32) -> bool {
-    let bit = match () {
-        () if who.overrides => return true,
-        () if who.user == user => right << 6,
-        () if who.groups.contains(&group) => right << 3,
-        () => right,
-    };
-    mode & bit == bit
-}
-
-/// The rights of a process; `None` where this host does not tell.
-pub(super) fn credentials_of(pid: u32) -> Option<ProcessCredentials> {
-    Some(credentials(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?))
-}
-
-/// Reads `/proc/PID/status`: the last of each four ids is the one that counts for files.
-pub(super) fn credentials(status: &str) -> ProcessCredentials {
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.unwrap_or_default().split_whitespace().collect::<Vec<_>>()
-    };
-    let number = |text: &&str| text.parse::<u32>().ok();
-    let mut groups: Vec<u32> = field("Groups").iter().filter_map(number).collect();
-    groups.extend(field("Gid").last().and_then(number));
-    let capabilities = field("CapEff").first().and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or(0);
-    ProcessCredentials {
-        user: field("Uid").last().and_then(number).unwrap_or(u32::MAX),
-        groups,
-        overrides: capabilities & (1 << 1) != 0,
-        traces: capabilities & (1 << 19) != 0,
-    }
+    who.may_use(mode, user, group, 0o2)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn who_may_write() {
-        let status =
-            "Name:\tqemu\nUid:\t107\t107\t107\t107\nGid:\t36\t36\t36\t36\nGroups:\t11 36 \nCapEff:\t0000000000000000\n";
-        let qemu = credentials(status);
-        assert_eq!(qemu, ProcessCredentials { user: 107, groups: vec![11, 36, 36], overrides: false, traces: false });
-        let root = credentials("Uid:\t0\t0\t0\t0\nCapEff:\t000001ffffffffff\n");
-        assert!(root.overrides);
-        for (mode, user, group, may) in [
-            (0o600, 107, 0, true),
-            (0o400, 107, 0, false),
-            (0o422, 107, 11, false),
-            (0o420, 1, 11, true),
-            (0o402, 1, 11, false),
-            (0o602, 1, 1, true),
-            (0o600, 1, 1, false),
-        ] {
-            assert_eq!(may_write(mode, user, group, &qemu), may, "{mode:o} {user} {group}");
-            assert!(may_write(mode, user, group, &root));
-        }
-        assert!(!may_write(0o600, 107, 0, &credentials("")), "nothing is known of it");
-    }
 
     #[test]
     fn a_file_is_looked_up_as_its_process_sees_it() {

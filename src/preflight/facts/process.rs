@@ -1,11 +1,8 @@
 //! What this host tells of the process of a QEMU: the user it runs as, its command line, its network.
 
-use super::{
-    files::{self, ProcessCredentials},
-    shared_memory::{self, SharedMappings},
-};
+use super::shared_memory::{self, SharedMappings};
 use crate::{
-    endpoint::{UnseenProcess, seen_by},
+    endpoint::{ProcessCredentials, UnseenProcess, seen_by},
     qemu::Process,
     trust,
 };
@@ -40,29 +37,17 @@ pub(super) fn look(process: &Process) -> ProcessFacts {
     let network = |pid: &str| fs::metadata(format!("/proc/{pid}/ns/net")).map(|data| (data.dev(), data.ino())).ok();
     // the engine may be on a thread that has entered another network
     let engines = network("thread-self");
-    let who = files::credentials_of(pid);
+    let who = ProcessCredentials::of(pid);
     let found = ProcessFacts {
         unseen,
         starts_stopped: fs::read(format!("/proc/{pid}/cmdline")).ok().and_then(|words| starts_stopped(&words)),
         uses_private_files: who.as_ref().map(|who| who.acts_for(trust::user())),
-        catches_faults: who.as_ref().and_then(catches_faults),
+        catches_faults: who.as_ref().and_then(ProcessCredentials::catches_faults),
         shared_memory: shared_memory::look(pid),
         shares_network: engines.is_some() && network(&pid.to_string()) == engines,
     };
     // the process was alive after the look, so the facts are not those of a later process with its pid
     if peer.has_died() { ProcessFacts::default() } else { found }
-}
-
-/// Whether the kernel lets a process catch the page faults of system calls, too: for everybody, by a capability, or
-/// through a device file, which QEMU 8.0 and later opens.
-fn catches_faults(who: &ProcessCredentials) -> Option<bool> {
-    let unprivileged = fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").ok()?;
-    let opens = fs::metadata("/dev/userfaultfd").is_ok_and(|device| who.may(&device, 0o6));
-    Some(may_catch_faults(&unprivileged, who.traces, opens))
-}
-
-fn may_catch_faults(unprivileged: &str, traces: bool, opens: bool) -> bool {
-    unprivileged.trim() == "1" || traces || opens
 }
 
 /// Whether a command line, with a NUL behind each word, has `-S`. A word after another option may be that option's
@@ -79,7 +64,7 @@ pub fn no_socket_at(pid: u32, path: &Path) -> Option<String> {
     if !seen.exists() {
         return Some(format!("there is no folder {folder}"));
     }
-    let who = files::credentials_of(pid)?;
+    let who = ProcessCredentials::of(pid)?;
     let user = who.user;
     let enters = |folder: &PathBuf| fs::metadata(folder).map_or(true, |data| who.may(&data, 0o1));
     let mut above = seen.ancestors().map(PathBuf::from);
@@ -94,7 +79,7 @@ pub fn no_socket_at(pid: u32, path: &Path) -> Option<String> {
 /// where this host does not tell.
 pub fn no_way_to(path: &Path, listener: u32, connector: u32) -> Option<String> {
     let maker = fs::read_to_string(format!("/proc/{listener}/status")).ok()?;
-    let who = files::credentials_of(connector)?;
+    let who = ProcessCredentials::of(connector)?;
     let folder = fs::metadata(seen_by(connector, path.parent()?.to_str()?)).ok()?;
     let inherited = (folder.mode() & 0o2000 != 0).then(|| folder.gid());
     let socket = SocketOwner::new(&maker, inherited)?;
@@ -119,7 +104,7 @@ impl SocketOwner {
     fn new(status: &str, inherited: Option<u32>) -> Option<Self> {
         let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"))?;
         let mode = 0o777 & !u32::from_str_radix(umask.trim(), 8).ok()?;
-        let maker = files::credentials(status);
+        let maker = ProcessCredentials::read(status);
         Some(Self { user: maker.user, group: inherited.or(maker.group())?, mode })
     }
 }
@@ -143,18 +128,6 @@ mod tests {
     }
 
     #[test]
-    fn page_faults_are_caught_by_any_of_three_rights() {
-        for (unprivileged, traces, opens, may) in [
-            ("0\n", false, false, false),
-            ("1\n", false, false, true),
-            ("0\n", true, false, true),
-            ("0\n", false, true, true),
-        ] {
-            assert_eq!(may_catch_faults(unprivileged, traces, opens), may);
-        }
-    }
-
-    #[test]
     fn a_socket_is_for_those_whom_its_maker_lets_in() {
         let status = |user: u32, group: u32, umask: &str, capabilities: &str| {
             let ids = |id: u32| [id.to_string(), id.to_string(), id.to_string(), id.to_string()].join("\t");
@@ -170,7 +143,7 @@ mod tests {
             (status(0, 36, "0077", "0"), None, status(107, 36, "0022", "0"), false),
         ] {
             let socket = SocketOwner::new(&maker, inherited).unwrap();
-            let may = files::credentials(&who).may_use(socket.mode, socket.user, socket.group, 0o2);
+            let may = ProcessCredentials::read(&who).may_use(socket.mode, socket.user, socket.group, 0o2);
             assert_eq!(may, enters, "{maker} {inherited:?} {who}");
         }
         assert!(SocketOwner::new("Uid:\t0\t0\t0\t0\n", None).is_none(), "an old kernel tells no umask");

@@ -5,8 +5,8 @@
 //! QEMU opens an image anew when it gives up the guest or takes it, where the image's node has `auto-read-only`, as
 //! every `-drive` has. No answer of QEMU tells of that option; only the command line does.
 
-use super::files::{self, OpenFiles, ProcessCredentials};
-use crate::{qemu::reply::BlockNode, storage::model::chain::file_name};
+use super::files::{self, OpenFiles};
+use crate::{endpoint::ProcessCredentials, qemu::reply::BlockNode, storage::model::chain::file_name};
 use rustix::{fs::getxattr, io::Errno};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -62,7 +62,7 @@ pub(super) fn look(pid: u32, nodes: &[BlockNode], open: &OpenFiles) -> ReopenFac
     if open.is_empty() || !sees_what_we_see(pid) {
         return ReopenFacts::default();
     }
-    let credentials = files::credentials_of(pid);
+    let credentials = ProcessCredentials::of(pid);
     let words = command_line(pid);
     let mut found = ReopenFacts::default();
     for name in names {
@@ -187,9 +187,10 @@ mod tests {
         let path = folder.path().join("image");
         fs::write(&path, "").unwrap();
         let chmod = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-        let qemu =
-            files::credentials("Uid:\t65534\t65534\t65534\t65534\nGid:\t65534\t65534\t65534\t65534\nCapEff:\t0\n");
-        let root = files::credentials("Uid:\t0\t0\t0\t0\nCapEff:\t000001ffffffffff\n");
+        let qemu = ProcessCredentials::read(
+            "Uid:\t65534\t65534\t65534\t65534\nGid:\t65534\t65534\t65534\t65534\nCapEff:\t0\n",
+        );
+        let root = ProcessCredentials::read("Uid:\t0\t0\t0\t0\nCapEff:\t000001ffffffffff\n");
         for (inside, image, told) in [
             (0o755, 0o666, None),
             (0o755, 0o644, Some("mode 644")),
