@@ -74,10 +74,13 @@ fn afterwards(files: &[PathBuf]) -> Result<Diagnosis, String> {
                 return Err(format!("{} is a transcript, which has both ends: give it alone", path.display()));
             }
             let mut looks = RecordedLooks::default();
-            for line in RecordingReader::new(open_plain(&path).map_err(cannot)?).reading_answers(READ_ANSWERS) {
+            let mut reader = RecordingReader::new(open_plain(&path).map_err(cannot)?).reading_answers(READ_ANSWERS);
+            for line in reader.by_ref() {
                 looks.add(line.map_err(cannot)?);
             }
-            return Ok(looks.diagnose());
+            let mut diagnosis = looks.diagnose();
+            diagnosis.unseen.extend(recorded::turned_back(reader.faults()));
+            return Ok(diagnosis);
         }
         let (name, before) = (path.display().to_string(), foreign.read());
         for line in BoundedLines::new(open_plain(&path).map_err(cannot)?) {

@@ -8,11 +8,11 @@ use crate::{
         Recorder,
         transcript::{TranscriptError, TranscriptHeader},
     },
-    recording::{self, RingError, TranscriptRing},
+    recording::{self, ReadFaults, RecordingReader, RingError, TranscriptRing},
     run_id::RunId,
 };
 use std::{
-    io,
+    io::{self, Read},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -49,6 +49,30 @@ pub(super) fn find(file: &Path) -> Result<PathBuf, String> {
     let files = ring.files().map_err(|error| format!("cannot read {}: {error}", ring.folder().display()))?;
     let newest = files.into_iter().next();
     newest.map(|newest| newest.path).ok_or_else(|| format!("no run is recorded in {}", ring.folder().display()))
+}
+
+/// What is to be said of times that go back; `None` where all go forward.
+pub(super) fn turned_back(faults: ReadFaults) -> Option<String> {
+    let words = match faults.turned_back {
+        0 => return None,
+        1 => "1 entry has a time before that of an earlier one, and is".to_owned(),
+        more => format!("{more} entries have times before that of an earlier one, and are"),
+    };
+    Some(format!("{words} told as if at its time: what lies between two times is not to be trusted there"))
+}
+
+/// Why a file is none of qferry's transcripts; `None` where it has a line of one.
+pub(super) fn no_transcript(path: &Path, source: impl Read) -> io::Result<Option<String>> {
+    let mut reader = RecordingReader::new(source);
+    if reader.next().transpose()?.is_some() {
+        return Ok(None);
+    }
+    let words = match reader.faults().skipped {
+        0 => "it is empty".to_owned(),
+        1 => "its only line is none of one".to_owned(),
+        more => format!("none of its {more} lines is one of a transcript"),
+    };
+    Ok(Some(format!("{} is no transcript of qferry: {words}", path.display())))
 }
 
 /// Does the work with a transcript. The run and the addresses of its two sides are written where they are known.

@@ -3,7 +3,7 @@
 //! The decisions are the library's own. Rows are written as they come, so that a transcript costs no memory.
 
 use super::{
-    exit::failed,
+    exit::{failed, misused},
     recorded, render,
     values::{duration, policy},
 };
@@ -31,7 +31,7 @@ Examples:
   Is a decision what the recorded policy leads to?
     qferry replay last
 
-Exit codes: 0 replayed, 1 the file cannot be read or has nothing to replay, 2 usage";
+Exit codes: 0 replayed, 1 the file cannot be read or has nothing to replay, 2 usage, or no transcript";
 
 /// Let another policy decide on the samples of a recorded migration, and show where it would have done otherwise
 ///
@@ -93,6 +93,11 @@ pub(super) fn run(arguments: &ReplayArguments) -> ExitCode {
         Err(message) => return failed(&message, json),
     };
     let unreadable = |error: &io::Error| format!("cannot read {}: {}", path.display(), describe(error));
+    match open_plain(&path).and_then(|opened| recorded::no_transcript(&path, opened)) {
+        Err(error) => return failed(&unreadable(&error), json),
+        Ok(Some(why)) => return misused(&why, json),
+        Ok(None) => {}
+    }
     let opened = match open_plain(&path) {
         Ok(opened) => opened,
         Err(error) => return failed(&unreadable(&error), json),

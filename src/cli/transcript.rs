@@ -1,9 +1,14 @@
 //! `qferry transcript`: a transcript for people.
 
-use super::{exit::failed, history, plot::PlotPlace, recorded, render};
+use super::{
+    exit::{failed, misused},
+    history,
+    plot::PlotPlace,
+    recorded, render,
+};
 use crate::{
     progress::describe,
-    recording::{BoundedRows, RecordingReader, ReportRow, ReportedFact, TranscriptReport, open_plain},
+    recording::{BoundedRows, ReadFaults, RecordingReader, ReportRow, ReportedFact, TranscriptReport, open_plain},
 };
 use std::{
     fmt::Write,
@@ -22,7 +27,7 @@ Examples:
   The same as a picture for a browser, on a screen, a telephone or paper:
     qferry transcript last --plot migration.html
 
-Exit codes: 0 printed or drawn, 1 the file cannot be read or the plot cannot be written, 2 usage";
+Exit codes: 0 printed or drawn, 1 the file cannot be read or the plot cannot be written, 2 usage, or no transcript";
 
 /// Print a transcript for people: phases, decisions with reasons, commands and their times, the blackout
 ///
@@ -47,6 +52,11 @@ pub(super) fn run(arguments: &TranscriptArguments) -> ExitCode {
         Err(message) => return failed(&message, false),
     };
     let unreadable = |error: &std::io::Error| format!("cannot read {}: {}", path.display(), describe(error));
+    match open_plain(&path).and_then(|opened| recorded::no_transcript(&path, opened)) {
+        Err(error) => return failed(&unreadable(&error), false),
+        Ok(Some(why)) => return misused(&why, false),
+        Ok(None) => {}
+    }
     if let Some(place) = &arguments.plot {
         let drawn = place.check().map_err(|error| describe(&error)).and_then(|()| {
             let drawn = open_plain(&path).and_then(|opened| place.draw(&path, opened));
@@ -78,10 +88,10 @@ fn report(path: &Path, source: impl Read) -> std::io::Result<String> {
     for line in reader.by_ref() {
         report.add(line?);
     }
-    Ok(words(path, &report, reader.skipped()))
+    Ok(words(path, &report, reader.faults()))
 }
 
-fn words(path: &Path, report: &TranscriptReport, skipped: u64) -> String {
+fn words(path: &Path, report: &TranscriptReport, faults: ReadFaults) -> String {
     let mut text = String::new();
     // what a recording says cannot begin a line of its own
     let mut line = |words: &str| {
@@ -99,9 +109,11 @@ fn words(path: &Path, report: &TranscriptReport, skipped: u64) -> String {
         None => line("a transcript without a header"),
     }
     line(&path.display().to_string());
+    let skipped = faults.skipped;
     if skipped > 0 {
         line(&format!("{skipped} lines are none of a transcript, or too long, and are left out"));
     }
+    recorded::turned_back(faults).into_iter().for_each(|words| line(&words));
     line("");
     line("      time s  side         what");
     rows(&mut line, &report.rows, |row| format!("{:>12.6}", row.at.as_secs_f64()));
@@ -268,5 +280,51 @@ moved: the guest is on the destination
         assert!(told.ends_with("\nno end: the last of 12 entries is of 0.007000 s\n"), "{told}");
         let nothing = report(Path::new("t"), &b""[..]).unwrap();
         assert!(nothing.ends_with("no end: the last of 0 entries is of 0.000000 s\n"), "{nothing}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_transcript_is_not_told_as_one() {
+        let told = |text: &str| recorded::no_transcript(Path::new("t"), text.as_bytes()).unwrap();
+        assert_eq!(told(RECORDED), None);
+        // a file of which the beginning is lost
+        let torn = &RECORDED[RECORDED.len() / 2..];
+        assert_eq!(told(torn), None);
+        for (text, words) in [
+            ("", "t is no transcript of qferry: it is empty"),
+            ("hello\n", "its only line is none of one"),
+            ("a\n{\"QMP\":{}}\n{\"v\":2,\"type\":\"transcript\"}\n", "none of its 3 lines is one of a transcript"),
+        ] {
+            assert!(told(text).unwrap().ends_with(words), "{:?}", told(text));
+        }
+        // nor is its plot made
+        let folder = tempfile::tempdir().unwrap();
+        let [file, plot] = ["t", "t.svg"].map(|name| folder.path().join(name));
+        std::fs::write(&file, "hello\n").unwrap();
+        for place in [None, Some(PlotPlace::from_str(plot.to_str().unwrap()).unwrap())] {
+            let code = run(&TranscriptArguments { file: file.clone(), plot: place });
+            assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::from(2)));
+        }
+        assert!(!plot.exists());
+    }
+
+    #[test]
+    fn times_that_go_back_are_said_and_make_no_figures() {
+        // the answer to drive-mirror, and what follows, an hour before the question; and then a jump to the end of time
+        let back = RECORDED.replace("\"t_us\":2000,", "\"t_us\":3600000000,");
+        let told = report(Path::new("t"), back.as_bytes()).unwrap();
+        let said = "12 entries have times before that of an earlier one, and are told as if at its time";
+        assert!(told.contains(said), "{told}");
+        assert!(told.contains("3600.000000  source       drive-mirror (0.000 ms) refused"), "{told}");
+        assert!(told.contains("from STOP to RESUME on the destination, as received: 0.000 ms"), "{told}");
+        let end = RECORDED.replace("\"t_us\":7000,", &format!("\"t_us\":{},", u64::MAX));
+        let told = report(Path::new("t"), end.as_bytes()).unwrap();
+        assert!(told.contains("6 entries have times before"), "{told}");
+        // tasks that record at the same time come in any order, and the recorder's notes before what waits for it
+        for (from, to) in
+            [("\"t_us\":9001,", "\"t_us\":8001,"), ("9500,\"side\":\"recorder", "9500000,\"side\":\"recorder")]
+        {
+            let told = report(Path::new("t"), RECORDED.replace(from, to).as_bytes()).unwrap();
+            assert!(!told.contains("have times before"), "{told}");
+        }
     }
 }

@@ -14,7 +14,8 @@ mod timeline;
 
 pub use foreign::{ForeignContent, ForeignLine, foreign_value, read_foreign};
 pub use reader::{
-    BoundedLines, LINE_LIMIT, RecordedContent, RecordedEntry, RecordedLine, RecordingReader, is_question, read_line,
+    BoundedLines, LINE_LIMIT, ReadFaults, RecordedContent, RecordedEntry, RecordedLine, RecordingReader, is_question,
+    read_line,
 };
 pub use report::{BoundedRows, CommandTimes, RecordedBlackout, ReportRow, ReportedFact, TranscriptReport};
 pub use ring::{FILE_LIMIT, RingBounds, RingError, RingFile, TranscriptRing, finish, has_writer, open_plain};

@@ -27,6 +27,10 @@ const DATA_LIMIT: usize = 64 << 10;
 const EVENT_LIMIT: usize = 512 << 10;
 /// Bytes asked of the file at once.
 const CHUNK: usize = 64 << 10;
+/// How much earlier than an entry before it an entry may be: several tasks record, each with the time of its own.
+const DISORDER: Duration = Duration::from_secs(1);
+/// The side of the recorder's own notes.
+const RECORDER: &str = "recorder";
 
 /// A line of a transcript.
 #[derive(Debug, Clone, PartialEq)]
@@ -189,11 +193,22 @@ impl<R: Read> Iterator for BoundedLines<R> {
     }
 }
 
-/// Iterator over the lines of a transcript.
+/// What is wrong with the lines that were read so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReadFaults {
+    /// Lines that are none of a transcript, or too long.
+    pub skipped: u64,
+    /// Entries whose times lie well before that of an earlier one; each was given that time.
+    pub turned_back: u64,
+}
+
+/// Iterator over the lines of a transcript, whose times do not go back by more than a moment.
 #[derive(Debug)]
 pub struct RecordingReader<R> {
     lines: BoundedLines<R>,
-    skipped: u64,
+    faults: ReadFaults,
+    /// The latest time so far.
+    latest: Duration,
     /// The commands whose answers are read.
     answers: &'static [&'static str],
     /// What the controller was given is read.
@@ -203,7 +218,8 @@ pub struct RecordingReader<R> {
 impl<R: Read> RecordingReader<R> {
     /// Reads from anything.
     pub fn new(source: R) -> Self {
-        Self { lines: BoundedLines::new(source), skipped: 0, answers: &[], reads_controller: false }
+        let (lines, faults, latest) = (BoundedLines::new(source), ReadFaults::default(), Duration::ZERO);
+        Self { lines, faults, latest, answers: &[], reads_controller: false }
     }
 
     /// The same reader, which reads what QEMU returned to these commands, too.
@@ -218,9 +234,20 @@ impl<R: Read> RecordingReader<R> {
         Self { reads_controller: true, ..self }
     }
 
-    /// Number of lines so far that are none of a transcript, or too long.
-    pub fn skipped(&self) -> u64 {
-        self.skipped
+    /// What is wrong with the lines so far.
+    pub fn faults(&self) -> ReadFaults {
+        self.faults
+    }
+
+    /// Sees to it that an entry is not told before an earlier one.
+    fn keep_order(&mut self, entry: &mut RecordedEntry) {
+        if entry.at + DISORDER < self.latest {
+            self.faults.turned_back += 1;
+            entry.at = self.latest;
+        } else if entry.side != RECORDER {
+            // the recorder's own notes overtake the entries that wait to be written
+            self.latest = self.latest.max(entry.at);
+        }
     }
 }
 
@@ -233,10 +260,15 @@ impl<R: Read> Iterator for RecordingReader<R> {
                 Err(error) => return Some(Err(error)),
                 Ok(LineCut::Line(line)) if line.trim_ascii().is_empty() => {}
                 Ok(LineCut::Line(line)) => match read_with(&line, self.answers, self.reads_controller) {
-                    Some(read) => return Some(Ok(read)),
-                    None => self.skipped += 1,
+                    Some(mut read) => {
+                        if let RecordedLine::Entry(entry) = &mut read {
+                            self.keep_order(entry);
+                        }
+                        return Some(Ok(read));
+                    }
+                    None => self.faults.skipped += 1,
                 },
-                Ok(LineCut::Oversized(_)) => self.skipped += 1,
+                Ok(LineCut::Oversized(_)) => self.faults.skipped += 1,
             }
         }
     }

@@ -307,7 +307,7 @@ mod tests {
     fn fold(text: &str) -> (TranscriptReport, u64) {
         let (mut report, mut reader) = (TranscriptReport::default(), RecordingReader::new(text.as_bytes()));
         reader.by_ref().for_each(|line| report.add(line.unwrap()));
-        (report, reader.skipped())
+        (report, reader.faults().skipped)
     }
 
     fn entry(at: u64, dir: &str, line: &str) -> String {

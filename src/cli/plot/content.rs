@@ -8,9 +8,9 @@ use super::{
     ink::PlotColour,
 };
 use crate::{
-    cli::{history::began, plain_text},
+    cli::{history::began, plain_text, recorded},
     progress::{Outcome, RunsOn},
-    recording::{BoundedSeries, RecordedSpan, RecordedTimeline, ReportedFact, SeriesPoint},
+    recording::{BoundedSeries, ReadFaults, RecordedSpan, RecordedTimeline, ReportedFact, SeriesPoint},
 };
 use std::path::Path;
 
@@ -75,8 +75,8 @@ pub(super) struct PlotContent {
 }
 
 impl PlotContent {
-    /// What a transcript tells. `skipped` are the lines that are none of a transcript.
-    pub(super) fn of(path: &Path, timeline: &RecordedTimeline, skipped: u64) -> Self {
+    /// What a transcript tells. `faults` is what is wrong with its lines.
+    pub(super) fn of(path: &Path, timeline: &RecordedTimeline, faults: ReadFaults) -> Self {
         let report = &timeline.report;
         let last = report.last.as_secs_f64();
         let span = (0.0, if last > 0.0 { last } else { 0.001 });
@@ -93,7 +93,7 @@ impl PlotContent {
         Self {
             title: format!("qferry {}: {end}", run.map_or("transcript".to_owned(), |run| format!("run {run}"))),
             facts: facts(path, timeline),
-            missing: missing(timeline, skipped),
+            missing: missing(timeline, faults),
             span,
             phases: phases(timeline, last),
             pauses: StripRow {
@@ -147,7 +147,7 @@ fn end(outcome: &Outcome) -> String {
 }
 
 /// What the transcript does not have, in sentences.
-fn missing(timeline: &RecordedTimeline, skipped: u64) -> Vec<String> {
+fn missing(timeline: &RecordedTimeline, faults: ReadFaults) -> Vec<String> {
     let report = &timeline.report;
     let mut missing = Vec::new();
     let mut say = |is_so: bool, words: String| missing.extend(is_so.then_some(words));
@@ -158,7 +158,9 @@ fn missing(timeline: &RecordedTimeline, skipped: u64) -> Vec<String> {
          known"
             .to_owned(),
     );
+    let skipped = faults.skipped;
     say(skipped > 0, format!("{skipped} lines are none of a transcript, torn or too long, and are left out"));
+    say(faults.turned_back > 0, recorded::turned_back(faults).unwrap_or_default());
     say(
         timeline.left_out > 0,
         format!("{} entries were left out of the middle to keep the file short: the shaded time", timeline.left_out),

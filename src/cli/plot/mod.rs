@@ -69,7 +69,7 @@ impl PlotPlace {
         for line in reader.by_ref() {
             timeline.add(line?);
         }
-        let content = PlotContent::of(path, &timeline, reader.skipped());
+        let content = PlotContent::of(path, &timeline, reader.faults());
         if self.is_page { page::page(&content) } else { page::picture(&content) }
     }
 }

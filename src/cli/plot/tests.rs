@@ -70,8 +70,16 @@ fn copying() -> String {
         text += &memory(300_010 + step * 100_000, 900_000_000 - step * 40_000_000, step);
     }
     text += &(action(900_000, "downtime-limit", "RAM needs 80 ms") + &set(900_100, 2, r#"{"downtime-limit":80}"#));
-    text + &action(1_900_000, "throttle", "RAM is dirtied as fast as it is sent")
-        + &event(1_950_000, r#""type":"warning","code":"not-applied","message":"QEMU refused""#)
+    text += &(action(1_900_000, "throttle", "RAM is dirtied as fast as it is sent")
+        + &event(1_950_000, r#""type":"warning","code":"not-applied","message":"QEMU refused""#));
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines[1..].sort_by_key(|line| time_of(line));
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+fn time_of(line: &str) -> u64 {
+    let digits = line.split("\"t_us\":").nth(1).unwrap().split(',').next().unwrap();
+    digits.parse().unwrap()
 }
 
 /// A run that moved the guest.
@@ -244,6 +252,10 @@ fn what_is_not_there_is_said() {
         (connected, &["! no end is recorded", "RAM was never sampled"]),
         (String::new(), &["! the file has no header", "! no end is recorded", "the last of 0 entries is of 0.000 s"]),
         ("not JSON\n[]\n".to_owned(), &["! 2 lines are none of a transcript"]),
+        (
+            copying() + &entry(3_600_000_000, "source", "receive", "{}") + &memory(700_000, 5, 0),
+            &["! 1 entry has a time before that of an earlier one"],
+        ),
         (torn[..torn.len() - 40].to_owned(), &["! no end is recorded", "! 1 lines are none"]),
         (stopped, &["! the guest was stopped, and no RESUME is recorded", "Guest stopped, enlarged: no RESUME within"]),
         (left_out, &["! 7 entries were left out of the middle"]),
