@@ -9,8 +9,10 @@ use super::{
     recorded, render,
 };
 use crate::{
+    codes::DiagnosisCode,
     diagnosis::{
-        Cause, Confidence, DiagnoseSettings, Diagnosis, ForeignLooks, READ_ANSWERS, RecordedLooks, SideReport, diagnose,
+        Cause, Confidence, DiagnoseSettings, Diagnosis, ForeignLooks, MirrorReport, READ_ANSWERS, RecordedLooks,
+        SideReport, diagnose,
     },
     progress::describe,
     qmp::frame::LineCut,
@@ -19,6 +21,7 @@ use crate::{
 };
 use ratatui::crossterm::terminal::size;
 use std::{
+    collections::BTreeMap,
     fmt::Write,
     io::{self, IsTerminal, Read},
     path::{Path, PathBuf},
@@ -31,6 +34,10 @@ const HEAD: u64 = 1 << 20;
 const HEAD_LINES: usize = 8;
 /// The most columns of a sparkline.
 const COLUMNS: usize = 24;
+/// The most facts, commands, mirrors and exports that are shown of one thing, and the most causes of one code; the rest
+/// is counted, and in --json.
+const SHOWN: usize = 8;
+const ALIKE: usize = 4;
 /// The columns in which lines are folded on a terminal: words must fit, and be read with ease.
 const LEAST_COLUMNS: usize = 40;
 const MOST_COLUMNS: usize = 120;
@@ -45,7 +52,7 @@ pub(super) async fn run(options: &Diagnose) -> ExitCode {
         };
     }
     let mut settings = DiagnoseSettings::new(options.sides.clone());
-    (settings.pid, settings.lasting) = (options.pid, options.lasting.into());
+    (settings.pid, settings.lasting) = (options.pid, options.lasting);
     let diagnosis = match diagnose(&settings).await {
         Ok(diagnosis) => diagnosis,
         Err(error) if error.is_misuse() => return misused(&describe(&error), options.json),
@@ -126,9 +133,7 @@ fn tell(options: &Diagnose, diagnosis: &Diagnosis, began: Instant) -> Option<Exi
 /// The screen: the verdict, evidence and remedies, and the sides in numbers.
 fn screen(diagnosis: &Diagnosis, columns: Option<usize>) -> String {
     let mut text = format!("{}\n", in_line(&diagnosis.verdict));
-    for (number, cause) in diagnosis.causes.iter().enumerate() {
-        describe_cause(&mut text, number + 1, cause);
-    }
+    describe_causes(&mut text, &diagnosis.causes);
     let sides = [("source", &diagnosis.source), ("destination", &diagnosis.destination)];
     for (name, side) in sides.into_iter().filter_map(|(name, side)| Some((name, side.as_ref()?))) {
         describe_side(&mut text, name, side);
@@ -154,6 +159,21 @@ fn terminal_columns() -> Option<usize> {
     Some(usize::from(columns).clamp(LEAST_COLUMNS, MOST_COLUMNS))
 }
 
+/// The causes, the first of each code in full: of a thousand mirrors each may have its own.
+fn describe_causes(text: &mut String, causes: &[Cause]) {
+    let mut counts: BTreeMap<DiagnosisCode, usize> = BTreeMap::new();
+    for (number, cause) in causes.iter().enumerate() {
+        let count = counts.entry(cause.code).or_default();
+        *count += 1;
+        if *count <= ALIKE {
+            describe_cause(text, number + 1, cause);
+        }
+    }
+    for (code, count) in counts.into_iter().filter(|(_, count)| *count > ALIKE) {
+        writeln!(text, "\n{} more of {code}: --json has them all", count - ALIKE).ok();
+    }
+}
+
 fn describe_cause(text: &mut String, number: usize, cause: &Cause) {
     let confidence = match cause.confidence {
         Confidence::Certain => "certain",
@@ -161,16 +181,27 @@ fn describe_cause(text: &mut String, number: usize, cause: &Cause) {
         Confidence::Possible => "possible",
     };
     writeln!(text, "\n{number}. {} ({confidence})", cause.code).ok();
-    for evidence in &cause.evidence {
+    for evidence in cause.evidence.iter().take(SHOWN) {
         line(text, "evidence", evidence);
     }
+    more(text, "evidence", cause.evidence.len(), "fact");
     line(text, "remedy", &cause.remedy);
-    for command in &cause.commands {
+    for command in cause.commands.iter().take(SHOWN) {
         line(text, "", &command.to_string());
     }
+    more(text, "", cause.commands.len(), "command");
     line(text, "risk", &cause.risk);
     if cause.fixable {
         line(text, "by qferry", &format!("the same call with --fix {}", cause.code));
+    }
+}
+
+/// How many there are beyond those that are shown.
+fn more(text: &mut String, name: &str, count: usize, what: &str) {
+    match count.saturating_sub(SHOWN) {
+        0 => {}
+        1 => line(text, name, &format!("1 more {what}")),
+        hidden => line(text, name, &format!("{hidden} more {what}s")),
     }
 }
 
@@ -228,7 +259,10 @@ fn describe_side(text: &mut String, name: &str, side: &SideReport) {
         ];
         line(text, "limits", &limits.into_iter().flatten().collect::<Vec<_>>().join(", "));
     }
-    for mirror in &side.mirrors {
+    // those that are not ready are waited for, most of all those that do not run
+    let mut mirrors: Vec<_> = side.mirrors.iter().collect();
+    mirrors.sort_by_key(|mirror| (mirror.ready, mirror.status == "running"));
+    for mirror in mirrors.iter().take(SHOWN) {
         let limit = mirror.limit.map(|limit| format!(", at most {}", Rate(limit))).unwrap_or_default();
         let told = format!(
             "{} {}: {} of {} at {}{limit}  {}",
@@ -241,8 +275,17 @@ fn describe_side(text: &mut String, name: &str, side: &SideReport) {
         );
         line(text, "mirror", &told);
     }
-    if !side.exports.is_empty() {
-        line(text, "exports", &side.exports.join(", "));
+    if let Some(rest) = mirrors.get(SHOWN..).filter(|rest| !rest.is_empty()) {
+        let ready = rest.iter().filter(|mirror| mirror.ready).count();
+        let sum =
+            |of: fn(&MirrorReport) -> u64| Bytes(rest.iter().fold(0, |sum, mirror| sum.saturating_add(of(mirror))));
+        let (copied, total) = (sum(|mirror| mirror.copied), sum(|mirror| mirror.total));
+        line(text, "mirror", &format!("{} more, {ready} of them ready: {copied} of {total}", rest.len()));
+    }
+    let (shown, hidden) = side.exports.split_at(side.exports.len().min(SHOWN));
+    if !shown.is_empty() {
+        let rest = if hidden.is_empty() { String::new() } else { format!(", and {} more", hidden.len()) };
+        line(text, "exports", &format!("{}{rest}", shown.join(", ")));
     }
     // where QEMU answers, its own words say more
     if let Some(process) = side.process.as_ref().filter(|_| side.monitor != "answers") {

@@ -1,6 +1,11 @@
 //! The options of `qferry diagnose`.
 
-use crate::{codes::DiagnosisCode, diagnosis::ObservedMonitor};
+use super::values::duration;
+use crate::{
+    codes::DiagnosisCode,
+    diagnosis::{LOOKED_FOR, ObservedMonitor},
+};
+use std::time::Duration;
 
 const DIAGNOSE_EXAMPLES: &str = "\
 Examples:
@@ -48,9 +53,9 @@ pub(super) struct Diagnose {
     /// program recorded, from one end or from both: libvirt's debug log, lines of QMP, QEMU's own log
     #[arg(long, value_name = "FILE", num_args = 1..=2, conflicts_with = "pid")]
     pub(super) transcript: Vec<std::path::PathBuf>,
-    /// How long to look, at least 2s
-    #[arg(long = "for", value_name = "DUR", default_value = "3s")]
-    pub(super) lasting: humantime::Duration,
+    /// How long to look, from 2s to 5m
+    #[arg(long = "for", value_name = "DUR", default_value = "3s", value_parser = lasting)]
+    pub(super) lasting: Duration,
     /// Carry out the commands of this cause's remedy, if the cause is found and its remedy can make neither two runners
     /// nor a lost write
     #[arg(long, value_name = "CODE", conflicts_with_all = ["pid", "transcript"])]
@@ -61,4 +66,32 @@ pub(super) struct Diagnose {
     /// One JSON object a line on stdout; text for people goes to stderr
     #[arg(long)]
     pub(super) json: bool,
+}
+
+/// A time for which a diagnosis can look. With less, slow cannot be told from stuck, and the looks are kept in memory.
+fn lasting(text: &str) -> Result<Duration, String> {
+    let (lasting, (least, most)) = (duration(text)?, LOOKED_FOR);
+    if (least..=most).contains(&lasting) {
+        return Ok(lasting);
+    }
+    let [least, most] = [least, most].map(humantime::format_duration);
+    Err(format!("a diagnosis looks for {least} to {most}; qferry watch looks for as long as you like"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_that_cannot_be_looked_for_is_refused_with_the_range() {
+        for (text, lasts) in [("2s", Some(2)), ("1m 30s", Some(90)), ("5m", Some(300)), ("1999ms", None), ("0s", None)]
+        {
+            assert_eq!(lasting(text).ok(), lasts.map(Duration::from_secs), "{text}");
+        }
+        for text in ["1s", "301s", "9h", "999999999999h"] {
+            let refused = lasting(text).unwrap_err();
+            assert!(refused.contains("2s to 5m") || text.len() > 4, "{refused}");
+        }
+        assert!(lasting("3").unwrap_err().contains("write 50ms, 2s or 1m"));
+    }
 }

@@ -228,7 +228,7 @@ mod tests {
         });
         let options = options(&path);
         let mut settings = DiagnoseSettings::new(options.sides.clone());
-        settings.lasting = options.lasting.into();
+        settings.lasting = options.lasting;
         let before = diagnose(&settings).await.expect("a diagnosis");
         let code = run(&options, &settings, &before, DiagnosisCode::MirrorPaused).await;
         server.abort();

@@ -35,6 +35,8 @@ pub use process_report::{OpenFileReport, ProcessReport, SocketReport, ThreadRepo
 pub(crate) use recorded::{READ_ANSWERS, RecordedLooks};
 pub use remedy::{RemedyCommand, carry_out};
 pub use report::{Diagnosis, MirrorReport, SideReport};
+#[cfg(feature = "cli")]
+pub(crate) use sampling::LOOKED_FOR;
 pub use sampling::{DiagnoseSettings, DiagnosisError, diagnose};
 pub use watching::{WatchSettings, Watching};
 pub use way_in::{ObservedMonitor, ObservedMonitorError, VirshDomain};

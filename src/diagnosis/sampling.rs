@@ -38,7 +38,7 @@ pub(super) const ONCE: [&str; 5] =
 /// What is not seen where one side alone was given.
 pub(super) const ONE_SIDE: &str = "only one side was given: the other side's state is not known";
 /// The least and the most time that is looked.
-const LASTING: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
+pub(crate) const LOOKED_FOR: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
 /// What a look through libvirt has on it.
 const LIBVIRT: &str = "libvirt passes nothing on out of band, and marks a domain that is looked at as tainted \
                        (custom-monitor) in its log until the domain ends";
@@ -51,7 +51,7 @@ pub struct DiagnoseSettings {
     pub sides: Vec<ObservedMonitor>,
     /// A process that is looked at without a monitor.
     pub pid: Option<u32>,
-    /// How long is looked; at least 2 s, because only time tells slow from stuck.
+    /// How long is looked: at least 2 s, because only time tells slow from stuck, and at most 5 minutes.
     pub lasting: Duration,
 }
 
@@ -130,7 +130,7 @@ pub async fn diagnose(settings: &DiagnoseSettings) -> Result<Diagnosis, Diagnosi
     if given > 0 || settings.pid.is_none() {
         check_sides(&settings.sides)?;
     }
-    let lasting = settings.lasting.clamp(LASTING.0, LASTING.1);
+    let lasting = settings.lasting.clamp(LOOKED_FOR.0, LOOKED_FOR.1);
     let mut unseen: Vec<String> = Vec::new();
     let mut sides = Vec::new();
     match (settings.sides.as_slice(), settings.pid) {

@@ -224,3 +224,61 @@ fn a_process_without_a_monitor_is_described() {
     };
     assert_snapshot!(shown(&alone));
 }
+
+/// A thousand mirrors of which each is paused: what is alike is counted, and what is different is seen.
+#[test]
+fn a_thousand_mirrors_take_a_screen() {
+    let numbered = |number: usize, status: &str| MirrorReport { id: format!("disk{number}"), ..mirror(status) };
+    let mut mirrors: Vec<MirrorReport> = (0..1023).map(|number| numbered(number, "running")).collect();
+    mirrors.iter_mut().take(1000).for_each(|mirror| mirror.ready = true);
+    mirrors.push(numbered(1023, "paused"));
+    let words = ("raise the limit", "none");
+    let mut causes: Vec<Cause> = (0..1023)
+        .map(|number| {
+            let fact = format!("disk{number} copies less than its guest writes");
+            cause(DiagnosisCode::MirrorStarved, Confidence::Certain, &[&fact], words)
+        })
+        .collect();
+    let facts: Vec<String> = (0..1024).map(|number| format!("the image /srv/{number} is not active")).collect();
+    let facts: Vec<&str> = facts.iter().map(String::as_str).collect();
+    let locked = Cause {
+        commands: (0..9).map(|_| RemedyCommand::qmp(Side::Source, "migrate_cancel", &[])).collect(),
+        ..cause(DiagnosisCode::ImageLocked, Confidence::Likely, &facts, words)
+    };
+    causes.push(locked);
+    let exports: Vec<String> = (0..1024).map(|number| format!("disk{number}")).collect();
+    let source = SideReport { mirrors, migration: None, transferred: None, ..source() };
+    let told = shown(&diagnosis(causes, Some(source), Some(SideReport { exports, ..destination() })));
+    assert!(told.lines().count() < 100, "{told}");
+    for words in [
+        "4. mirror-starved (certain)\n",
+        "1024. image-locked (likely)\n",
+        "\n1019 more of mirror-starved: --json has them all\n",
+        "1016 more facts",
+        "1 more command\n",
+        "mirror       disk1023 paused",
+        "1016 more, 1000 of them ready: 148.8 GiB of 198.4 GiB",
+    ] {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+    let whole = told.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(whole.contains("disk6, disk7, and 1016 more"), "{told}");
+    assert!(!told.contains("5. mirror-starved"), "{told}");
+}
+
+#[test]
+fn a_transcript_whose_times_go_back_is_explained_and_said_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("t");
+    let line = |seconds: u64, number: u64| {
+        let answer = format!(r#"{{"return":{{"status":"running"}},"id":"query-status#{number}"}}"#);
+        format!(r#"{{"v":1,"t_us":{},"side":"source","dir":"receive","line":{answer}}}"#, seconds * 1_000_000)
+    };
+    for (seconds, said) in [([1, 2, 3], false), ([3600, 1, 2], true), ([1, u64::MAX / 1_000_000, 3], true)] {
+        let lines: Vec<String> = seconds.into_iter().zip(0..).map(|(seconds, number)| line(seconds, number)).collect();
+        std::fs::write(&file, lines.join("\n")).unwrap();
+        let told = afterwards(std::slice::from_ref(&file)).unwrap();
+        let has = told.unseen.iter().any(|words| words.contains("before that of an earlier one"));
+        assert_eq!(has, said, "{seconds:?}: {told:?}");
+    }
+}

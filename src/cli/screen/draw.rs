@@ -19,6 +19,8 @@ use ratatui::{
 
 /// From this size on the curves have a column of their own.
 const WIDE: (u16, u16) = (120, 24);
+/// The least columns beside the curves: with fewer, what fits an ordinary terminal is cut.
+const BESIDE: u16 = 79;
 /// The rows of the largest curve.
 const CURVE: u16 = 6;
 
@@ -35,7 +37,7 @@ pub(super) fn draw(frame: &mut Frame, view: &LiveView, state: &ViewState, palett
         return;
     }
     let is_wide = area.width >= WIDE.0 && area.height >= WIDE.1 && !view.curves.is_empty();
-    let left = if is_wide { area.width * 3 / 5 } else { area.width };
+    let left = if is_wide { (area.width * 3 / 5).max(BESIDE) } else { area.width };
     let mut rows = ColumnRoom { area: Rect { width: left, ..area }, used: 0 };
     let title = Rect { height: 1, ..area };
     frame.render_widget(Paragraph::new(panels::title(view, state, palette, area.width)), title);

@@ -245,7 +245,11 @@ pub(super) fn curves(view: &LiveView, palette: &Palette, width: u16) -> Line<'st
 pub(super) fn curve_heading(curve: &ValueCurve, palette: &Palette, width: u16) -> Line<'static> {
     let now = curve.values.back().copied().unwrap_or_default();
     let most = last(curve, usize::from(width)).max().unwrap_or_default();
-    heading(&format!("{}: {}, at most {}", curve.name, amount(curve, now), amount(curve, most)), palette, width)
+    let (now, most) = (amount(curve, now), amount(curve, most));
+    let whole = format!("{}: {now}, at most {most}", curve.name);
+    // the rule at the end has a column at the least
+    let fits = columns(&whole) + 4 <= usize::from(width);
+    heading(&if fits { whole } else { format!("{} {now} ≤ {most}", curve.name) }, palette, width)
 }
 
 /// The causes: each with its title, and the chosen one in full.
