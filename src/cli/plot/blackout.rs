@@ -4,10 +4,11 @@
 
 use super::{
     chart::SMALL,
+    devices,
     ink::{BOLD, PlotColour, SvgOverlay, TextSide, fitted, text_width, wrapped},
 };
 use crate::{
-    progress::Outcome,
+    progress::{DeviceTime, Outcome},
     recording::{RecordedBlackout, ReportRow, ReportedFact, TranscriptReport, is_question},
 };
 use serde_json::Value;
@@ -38,6 +39,8 @@ pub(super) struct BlackoutRow {
 pub(super) enum BlackoutMark {
     /// A span of the ledger, up to this time.
     Span(f64),
+    /// A length without a time of its own, from where it can have begun at the earliest.
+    Length(f64),
     /// A command, up to its answer.
     Command(f64),
     /// A command without an answer.
@@ -51,8 +54,8 @@ pub(super) enum BlackoutMark {
 pub(super) struct EnlargedBlackout {
     pub(super) title: String,
     pub(super) rows: Vec<BlackoutRow>,
-    /// Rows that there is no room for.
-    pub(super) left_out: usize,
+    /// What is to be known of the rows, and how many there is no room for.
+    notes: Vec<String>,
     /// The first and the last millisecond behind STOP.
     span: (f64, f64),
 }
@@ -79,20 +82,31 @@ impl EnlargedBlackout {
             Some((_, side)) if side != "source" => spans(report.outcome.as_deref(), length),
             _ => Vec::new(),
         };
+        let mut notes = Vec::new();
+        let outcome = report.outcome.as_deref().filter(|_| !rows.is_empty());
+        let lengths = outcome.map(|outcome| lengths(outcome, &rows)).unwrap_or_default();
+        notes.extend((!lengths.is_empty()).then(|| devices::NOTE.to_owned()));
+        rows.extend(lengths);
         let (recorded, left_out) = recorded(blackout, report.last);
         rows.extend(recorded);
+        notes.extend((left_out > 0).then(|| format!("{left_out} more lines: the text of the transcript has them")));
         let ends = rows.iter().map(|row| match row.kind {
-            BlackoutMark::Span(end) | BlackoutMark::Command(end) => end,
+            BlackoutMark::Span(end) | BlackoutMark::Length(end) | BlackoutMark::Command(end) => end,
             BlackoutMark::Unanswered | BlackoutMark::Moment => row.began,
         });
         let last = ends.fold(length, f64::max).min(length.max(0.001) * 1.5);
         let first = rows.iter().map(|row| row.began).fold(0.0, f64::min);
-        Some(Self { title, rows, left_out, span: (first, last.max(first + 0.001)) })
+        Some(Self { title, rows, notes, span: (first, last.max(first + 0.001)) })
     }
 
     /// The title in lines.
     fn title(&self, width: f64) -> Vec<String> {
         wrapped(&self.title, (SMALL + 1.0) * BOLD, width - 16.0)
+    }
+
+    /// The notes in lines.
+    fn notes(&self, width: f64) -> Vec<String> {
+        self.notes.iter().flat_map(|note| wrapped(note, SMALL, width - 16.0)).collect()
     }
 
     fn row_height(width: f64) -> f64 {
@@ -101,7 +115,7 @@ impl EnlargedBlackout {
 
     /// The height of the whole.
     pub(super) fn height(&self, width: f64) -> f64 {
-        let note = if self.left_out > 0 { BESIDE } else { 0.0 };
+        let note = self.notes(width).len() as f64 * BESIDE;
         let title = self.title(width).len() as f64 * BESIDE;
         title + 9.0 + self.rows.len() as f64 * Self::row_height(width) + note + 34.0
     }
@@ -128,6 +142,9 @@ impl EnlargedBlackout {
                 let from = x(row.began);
                 match row.kind {
                     BlackoutMark::Span(end) => overlay.block((from, bar), (x(end) - from, 10.0), PlotColour::Blue),
+                    BlackoutMark::Length(end) => {
+                        overlay.outline((from, bar + 1.0), (x(end) - from, 8.0), PlotColour::Blue, "");
+                    }
                     BlackoutMark::Command(end) => {
                         overlay.outline((from, bar + 1.0), (x(end) - from, 8.0), PlotColour::Orange, "");
                     }
@@ -138,9 +155,9 @@ impl EnlargedBlackout {
                 }
             });
         }
-        if self.left_out > 0 {
-            let words = format!("{} more lines: the text of the transcript has them", self.left_out);
-            overlay.text((8.0, bottom + 28.0), SMALL, TextSide::After, PlotColour::Soft, &words);
+        for (number, words) in self.notes(width).iter().enumerate() {
+            let y = bottom + 28.0 + number as f64 * BESIDE;
+            overlay.text((8.0, y), SMALL, TextSide::After, PlotColour::Soft, words);
         }
     }
 
@@ -186,6 +203,14 @@ fn spans(outcome: Option<&Outcome>, length: f64) -> Vec<BlackoutRow> {
         began += span.ms;
     }
     rows
+}
+
+/// The devices, each from the beginning of the ledger's span in which all of them lie.
+fn lengths(outcome: &Outcome, ledger: &[BlackoutRow]) -> Vec<BlackoutRow> {
+    let name = format!("ledger: {},", DeviceTime::SPAN);
+    let began = ledger.iter().find(|row| row.words.starts_with(&name)).map_or(0.0, |row| row.began);
+    let rows = devices::rows(outcome).into_iter();
+    rows.map(|(words, ms)| BlackoutRow { words, began, kind: BlackoutMark::Length(began + ms) }).collect()
 }
 
 /// The rows for what was recorded, and how many there is no room for. Questions are the first that are left out.

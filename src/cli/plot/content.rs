@@ -5,6 +5,7 @@
 use super::{
     blackout::EnlargedBlackout,
     chart::{ChartLine, LINE_STYLES, TimeBand, TimeChart, axis_number},
+    devices,
     ink::PlotColour,
 };
 use crate::{
@@ -72,6 +73,8 @@ pub(super) struct PlotContent {
     pub(super) blackout: Option<EnlargedBlackout>,
     /// The spans of the ledger, in milliseconds.
     pub(super) ledger: Vec<(String, f64)>,
+    /// The devices within the blackout, the longest of each side first, in milliseconds.
+    pub(super) devices: Vec<(String, f64)>,
 }
 
 impl PlotContent {
@@ -110,6 +113,7 @@ impl PlotContent {
             ledger: outcome.map_or_else(Vec::new, |outcome| {
                 outcome.ledger.iter().map(|span| (span.span.clone(), span.ms)).collect()
             }),
+            devices: outcome.map(devices::table).unwrap_or_default(),
         }
     }
 }
@@ -170,6 +174,8 @@ fn missing(timeline: &RecordedTimeline, faults: ReadFaults) -> Vec<String> {
     say(rows > 0, format!("{rows} decisions and warnings of the middle are not shown: there are too many"));
     let open = report.blackout.as_ref().is_some_and(|blackout| blackout.ended.is_none());
     say(open, "the guest was stopped, and no RESUME is recorded".to_owned());
+    let unknown = report.outcome.as_ref().and_then(|outcome| outcome.devices_unknown.as_ref());
+    missing.extend(unknown.map(|why| plain_text::plain(&format!("devices in the blackout: {why}"))));
     missing
 }
 

@@ -6,6 +6,7 @@
 mod blackout;
 pub(crate) mod chart;
 mod content;
+mod devices;
 mod file;
 pub(crate) mod ink;
 mod page;

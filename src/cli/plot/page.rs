@@ -55,6 +55,7 @@ pub(super) fn page(content: &PlotContent) -> io::Result<String> {
     put(&format!("<figure class=\"wide\">\n{wide}</figure>\n<figure class=\"narrow\">\n{narrow}</figure>\n"));
     put(&decisions(content));
     put(&ledger(content));
+    put(&devices(content));
     page.push_str("</body>\n</html>\n");
     Ok(page)
 }
@@ -98,5 +99,16 @@ fn ledger(content: &PlotContent) -> String {
     }
     let total: f64 = content.ledger.iter().map(|span| span.1).sum();
     writeln!(text, "<tr><th>together</th><th class=\"number\">{total:.3} ms</th></tr>").ok();
+    text + "</tbody>\n</table>\n"
+}
+
+fn devices(content: &PlotContent) -> String {
+    if content.devices.is_empty() {
+        return String::new();
+    }
+    let mut text = "<h2>Devices in the blackout</h2>\n<p>Save and load overlap.</p>\n<table>\n<tbody>\n".to_owned();
+    for (device, ms) in &content.devices {
+        writeln!(text, "<tr><td>{}</td><td class=\"number\">{ms:.3} ms</td></tr>", escaped(device)).ok();
+    }
     text + "</tbody>\n</table>\n"
 }

@@ -203,6 +203,7 @@ fn a_move_is_drawn_with_every_chart_mark_and_unit() {
     assert!(spans.contains(&"storage: 0.200000 s to 2.310000 s, 2110.000 ms".to_owned()), "{spans:?}");
     assert!(spans.contains(&"guest stops: 2.300000 s to 2.302001 s, 2.001 ms".to_owned()), "{spans:?}");
     assert_eq!(titles(&parsed, "blackout-row").len(), 2 + 4);
+    assert!(!has(&texts, "device saved"), "{texts:#?}");
     assert!(titles(&parsed, "hint").iter().any(|hint| hint.contains("bandwidth of RAM 85.8 | dirty rate 38.1")));
     // two lines of one chart have different dashes, and no stand-in of a line is left
     let lines: Vec<_> = parsed.descendants().filter(|node| node.attribute("class") == Some("line")).collect();
@@ -210,6 +211,51 @@ fn a_move_is_drawn_with_every_chart_mark_and_unit() {
     assert!(dashes.contains(&"") && dashes.contains(&"7 3") && dashes.contains(&"10 3 2 3"), "{dashes:?}");
     assert!(!plot.contains("#0102"), "a stand-in is left");
     assert_all_legible(&parsed);
+}
+
+/// A run that moved the guest, whose devices are known.
+fn moved_with_devices(count: u64) -> String {
+    let device = |(side, phase, name, instance, us): (&str, &str, &str, u64, u64)| {
+        format!(
+            r#"{{"side":"{side}","phase":"{phase}","device":"{name}","instance":{instance},"iterable":false,"us":{us}}}"#
+        )
+    };
+    let named = [
+        ("source", "save", "cpu", 1, 90),
+        ("source", "save", "ram", 0, 1200),
+        ("destination", "load", "0000:00:03.0/virtio-blk", 0, 300),
+    ];
+    let others = (0..count).map(|number| device(("source", "save", "pci", number, 1)));
+    let devices: Vec<String> = named.into_iter().map(device).chain(others).collect();
+    moved().replace("\"ledger\":", &format!("\"devices\":[{}],\"ledger\":", devices.join(",")))
+}
+
+#[test]
+fn devices_are_drawn_within_the_span_of_the_ledger_that_has_them() {
+    for (count, rows) in [(0, 3), (5, 2 + 5 + 1), (3000, 2 + 6)] {
+        let plot = drawn(&moved_with_devices(count), "a.svg");
+        let parsed = parsed(&plot);
+        let texts = texts(&parsed);
+        for words in [
+            "device saved, 1.200 ms: ram",
+            "device saved, 0.090 ms: cpu 1",
+            "device loaded, 0.300 ms: 0000:00:03.0/virtio-blk",
+            "when each began is not recorded",
+        ] {
+            assert!(has(&texts, words), "{words:?} is not in {texts:#?}");
+        }
+        let others = format!("ms: {} others", count.saturating_sub(4));
+        assert_eq!(has(&texts, &others), count > 4, "{texts:#?}");
+        assert_eq!(titles(&parsed, "blackout-row").len(), 2 + rows + 4, "{count}");
+        assert_all_legible(&parsed);
+        let page = drawn(&moved_with_devices(count), "a.html");
+        let page = self::parsed(&page);
+        assert!(has(&self::texts(&page), "cpu 1, saved at the source"));
+        assert_all_legible(&page);
+    }
+    let unknown = moved().replace("\"ledger\":", "\"devices_unknown\":\"its log is no file\",\"ledger\":");
+    let plot = drawn(&unknown, "a.svg");
+    assert!(has(&texts(&parsed(&plot)), "! devices in the blackout: its log is no file"));
 }
 
 #[test]
