@@ -17,7 +17,7 @@ use crate::{
     progress::describe,
     qmp::frame::LineCut,
     quantity::{Bytes, Rate},
-    recording::{BoundedLines, RecordingReader, open_plain, read_foreign, read_line},
+    recording::{BoundedLines, RecordingReader, has_writer, open_plain, read_foreign, read_line},
 };
 use ratatui::crossterm::terminal::size;
 use std::{
@@ -80,12 +80,14 @@ fn afterwards(files: &[PathBuf]) -> Result<Diagnosis, String> {
             if files.len() > 1 {
                 return Err(format!("{} is a transcript, which has both ends: give it alone", path.display()));
             }
+            // before the file is read: an engine that ends meanwhile is taken for one that lives
+            let writer_lives = has_writer(&path).ok();
             let mut looks = RecordedLooks::default();
             let mut reader = RecordingReader::new(open_plain(&path).map_err(cannot)?).reading_answers(READ_ANSWERS);
             for line in reader.by_ref() {
                 looks.add(line.map_err(cannot)?);
             }
-            let mut diagnosis = looks.diagnose();
+            let mut diagnosis = looks.diagnose(writer_lives);
             diagnosis.unseen.extend(recorded::turned_back(reader.faults()));
             return Ok(diagnosis);
         }

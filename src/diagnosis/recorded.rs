@@ -3,13 +3,15 @@
 //! Pure.
 
 use super::{
+    cause::{Cause, Confidence},
     look::{MonitorLook, list},
     pair::{MonitorReach, PairLooks, SideLooks},
     report::Diagnosis,
 };
 use crate::{
+    codes::DiagnosisCode,
     progress::{Ending, EventKind, Outcome},
-    qemu::reply::MigrationCapabilityStatus,
+    qemu::reply::{MigrationCapabilityStatus, MigrationStatus, RunState},
     recording::{RecordedContent, RecordedEntry, RecordedLine},
 };
 use serde_json::Value;
@@ -188,7 +190,8 @@ impl RecordedLooks {
     }
 
     /// What was wrong, and how the migration ended. A migration that moved its guest has no cause, whatever it met.
-    pub(crate) fn diagnose(self) -> Diagnosis {
+    /// Where the recording has no end, it matters whether the engine that wrote it lives; `None` where nobody knows.
+    pub(crate) fn diagnose(self, writer_lives: Option<bool>) -> Diagnosis {
         let Self { source, destination, outcome, goes_back } = self;
         let mut unseen = vec!["the processes and their connections are not in a recording".to_owned()];
         let sides = PairLooks { source: Some(source.looks), destination: Some(destination.looks) };
@@ -198,8 +201,16 @@ impl RecordedLooks {
                 let reason = outcome.reason.as_ref().map(|reason| format!(": {} ({})", reason.message, reason.code));
                 format!("{}{}", ended_as(outcome.outcome), reason.unwrap_or_default())
             }
-            None => "The recording has no end: the engine died, or still runs".to_owned(),
+            None => match writer_lives {
+                Some(true) => "The recording has no end yet: the engine still runs".to_owned(),
+                Some(false) => "The recording has no end, and no engine writes it any more".to_owned(),
+                None => "The recording has no end: the engine died, or still runs".to_owned(),
+            },
         };
+        if outcome.is_none() && writer_lives == Some(false) {
+            diagnosis.causes.extend(sides.source.as_ref().and_then(left_alone));
+            diagnosis.causes.sort_by_key(|cause| cause.confidence);
+        }
         let moved = outcome.is_some_and(|outcome| outcome.outcome == Ending::Moved);
         if moved {
             diagnosis.causes.clear();
@@ -216,6 +227,27 @@ impl RecordedLooks {
         diagnosis.unseen = unseen;
         diagnosis
     }
+}
+
+/// A migration that was under way when its engine died.
+fn left_alone(source: &SideLooks) -> Option<Cause> {
+    let status = source.status().unwrap_or(&MigrationStatus::None);
+    let mirrors = source.mirrors().count();
+    let is_under_way = !matches!(status, MigrationStatus::None | MigrationStatus::Failed | MigrationStatus::Cancelled);
+    if !is_under_way && mirrors == 0 {
+        return None;
+    }
+    let run = source.run().map_or("not known", RunState::as_str);
+    let evidence = vec![
+        "the recording has no end, and no process writes it: the qferry that ran the migration has died".to_owned(),
+        format!("the last look at the source: run state {run}, migration {status}, jobs of disks: {mirrors}"),
+        "a copy that was made of the recording while qferry ran looks the same".to_owned(),
+    ];
+    let cause = Cause::new(DiagnosisCode::Ownerless, Confidence::Likely, evidence);
+    Some(cause.remedy(
+        "qferry history names the journal of the run: qferry recover with it looks at both sides, and ends what was begun",
+        "none: nothing is changed that is not proved to be the run's",
+    ))
 }
 
 /// The end of a migration as a sentence.
@@ -266,9 +298,13 @@ mod tests {
     }
 
     fn diagnosed(text: &str) -> Diagnosis {
+        written(text, None)
+    }
+
+    fn written(text: &str, writer_lives: Option<bool>) -> Diagnosis {
         let mut looks = RecordedLooks::default();
         RecordingReader::new(text.as_bytes()).reading_answers(READ_ANSWERS).for_each(|line| looks.add(line.unwrap()));
-        looks.diagnose()
+        looks.diagnose(writer_lives)
     }
 
     #[test]
@@ -322,5 +358,32 @@ mod tests {
         assert!(diagnosed(&recording(true, &outcome("moved"))).is_healthy());
         let torn = diagnosed("{\"v\":1,\"type\":\"transcript\"}\nnot JSON\n{\"v\":1");
         assert!(torn.verdict.contains("no end") && !torn.is_healthy(), "{torn:#?}");
+    }
+    #[test]
+    fn a_migration_whose_engine_died_has_no_owner() {
+        let whole = recording(false, &outcome("rolled-back"));
+        // the engine died while the mirror was copied
+        let died: String = whole.lines().take(20).map(|line| format!("{line}\n")).collect();
+        let codes = |told: &Diagnosis| told.causes.iter().map(|cause| cause.code.as_str()).collect::<Vec<_>>();
+        let told = written(&died, Some(false));
+        assert_eq!(codes(&told), ["ownerless"], "{told:#?}");
+        assert!(
+            told.verdict.starts_with("The recording has no end, and no engine writes it any more."),
+            "{}",
+            told.verdict
+        );
+        assert!(told.causes[0].remedy.contains("qferry recover") && !told.causes[0].fixable, "{told:#?}");
+        // one that lives, one of which that is not known, and one that came to its end
+        for (text, lives) in [(&died, Some(true)), (&died, None), (&whole, Some(false)), (&whole, None)] {
+            let told = written(text, lives);
+            assert_eq!(codes(&told), Vec::<&str>::new(), "{lives:?} {told:#?}");
+        }
+        // nothing was begun
+        let begun: String = whole.lines().take(1).map(|line| format!("{line}\n")).collect();
+        assert_eq!(codes(&written(&begun, Some(false))), Vec::<&str>::new());
+        // what stands still besides comes first where it is certain
+        let paused: String =
+            recording(true, &outcome("stuck")).lines().take(20).map(|line| format!("{line}\n")).collect();
+        assert_eq!(codes(&written(&paused, Some(false))), ["mirror-paused", "ownerless"]);
     }
 }
