@@ -80,6 +80,7 @@ fn side(name: &str, letter: char, inode: u64) -> SideFacts {
         name: name.to_owned(),
         run: RunState::Running,
         migration: MigrationInfo::default(),
+        connects_on: false,
         devices: Vec::new(),
         nodes: Vec::new(),
         graph: NodeGraph::default(),

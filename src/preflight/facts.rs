@@ -3,7 +3,7 @@
 use crate::{
     qemu::{
         Features, Process, ProcessError,
-        reply::{BlockDevice, BlockGraph, BlockNode, MigrationInfo, RunState},
+        reply::{BlockDevice, BlockGraph, BlockNode, MigrationInfo, MigrationStatus, RunState},
     },
     qmp::QemuVersion,
     storage::{
@@ -20,9 +20,9 @@ use machine::MachineFacts;
 use process::ProcessFacts;
 use qapi::qmp;
 use reopening::ReopenFacts;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 use throttle_groups::ThrottleGroups;
-use tokio::try_join;
+use tokio::{time::sleep, try_join};
 
 pub mod cpu;
 pub mod device_tree;
@@ -41,6 +41,10 @@ pub mod shared_memory;
 pub mod throttle_groups;
 pub mod virtqueues;
 
+/// The time in which QEMU puts away the connection of a migration that has ended, and the looks in it.
+const PUT_AWAY: Duration = Duration::from_secs(2);
+const YANK_LOOKS: u32 = 20;
+
 /// The answers of one side.
 #[derive(Debug, Clone)]
 pub struct SideFacts {
@@ -50,6 +54,9 @@ pub struct SideFacts {
     pub run: RunState,
     /// The state of its migration, if it ever had one.
     pub migration: MigrationInfo,
+    /// Whether a migration that has ended by QEMU's word still connects. QEMU 10.0 says `cancelled` where the
+    /// connection was not made yet, and the guest leaves over it once it is, if another `migrate` was refused.
+    pub connects_on: bool,
     /// The block devices with their media.
     pub devices: Vec<BlockDevice>,
     /// The block nodes.
@@ -122,12 +129,14 @@ pub async fn gather(process: &Process) -> Result<SideFacts, ProcessError> {
         Box::pin(machine::gather(process)),
     )?;
     let (jobs, exports) = (jobs.0, exports.0);
+    let connects_on = connects_on(process, &migration).await?;
     let BlockFacts { devices, nodes, graph, files, reopening, places, throttle_groups } = blocks;
     let leftovers = leftover::list(&jobs, &nodes, &exports);
     Ok(SideFacts {
         name: process.name().to_string(),
         run: status.status,
         migration,
+        connects_on,
         leftovers,
         files,
         reopening,
@@ -165,9 +174,11 @@ pub async fn look_again(process: &Process, before: &SideFacts) -> Result<SideFac
     let exports = exports.0.into_iter().map(|export| export.id).collect();
     let mut known = before.clone();
     known.machine.devices = plugged;
+    let connects_on = connects_on(process, &migration).await?;
     Ok(SideFacts {
         run: status.status,
         migration,
+        connects_on,
         devices,
         nodes,
         graph,
@@ -178,6 +189,22 @@ pub async fn look_again(process: &Process, before: &SideFacts) -> Result<SideFac
         exports,
         ..known
     })
+}
+
+/// Whether QEMU still has the connection of a migration that was given up. The connection of one that has just ended is
+/// put away in a moment.
+async fn connects_on(process: &Process, migration: &MigrationInfo) -> Result<bool, ProcessError> {
+    if !matches!(migration.status, Some(MigrationStatus::Cancelled | MigrationStatus::Failed)) {
+        return Ok(false);
+    }
+    for _ in 0..YANK_LOOKS {
+        let connected = process.ask(&qmp::query_yank {}).await?;
+        if !connected.iter().any(|instance| instance["type"] == "migration") {
+            return Ok(false);
+        }
+        sleep(PUT_AWAY / YANK_LOOKS).await;
+    }
+    Ok(true)
 }
 
 /// The answers of one side about its disks.

@@ -148,6 +148,13 @@ fn a_cancellation_that_waits_for_a_connection_is_named() {
                 let whom = format!("no answer to the first segment from {address}");
                 assert!(evidence.contains(&whom) && evidence.contains(said), "{version}: {cause:#}");
                 assert_eq!((&cause["confidence"], &cause["fixable"]), (&json!("certain"), &json!(false)), "{cause:#}");
+                // whatever QEMU calls it, the next migration is not begun beside the old connection
+                let other = Bare::start(version, &["-incoming", "defer"]).unwrap();
+                let [from, to] = [&source, &other].map(|machine| machine.qmp_path().to_str().unwrap().to_owned());
+                let mut check = Command::new(env!("CARGO_BIN_EXE_qferry"));
+                let checked = check.args(["check", "--json", "--no-measure", "--source", &from, "--destination", &to]);
+                let findings = String::from_utf8(checked.output().unwrap().stdout).unwrap();
+                assert!(findings.contains("\"migration-under-way\""), "{version}: {findings}");
             });
         }
     });

@@ -328,6 +328,7 @@ mod tests {
             name: name.to_owned(),
             run: RunState::Running,
             migration: MigrationInfo::default(),
+            connects_on: false,
             devices: Vec::new(),
             nodes: Vec::new(),
             graph: NodeGraph::default(),

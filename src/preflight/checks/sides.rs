@@ -82,7 +82,16 @@ fn source_migration(source: &SideFacts) -> Option<Finding> {
         let message = format!("QEMU cannot migrate this guest: {}", blocked.join("; "));
         return Some(Finding::new(FindingCode::MigrationBlocked, &source.name, message));
     }
-    let status = source.migration.status.as_ref().filter(|status| !status.is_over())?;
+    let status = source.migration.status.as_ref().filter(|status| source.connects_on || !status.is_over())?;
+    if source.connects_on {
+        let message = format!(
+            "the last migration is {status}, and QEMU still waits for its connection: it would refuse another, and send \
+             the guest over the old connection once that is made"
+        );
+        let remedy = "wait until the kernel gives the connection up, some two minutes after it was begun, or, as root, end \
+                      it with ss -K and its address";
+        return Some(Finding::new(FindingCode::MigrationUnderWay, &source.name, message).with_remedy(remedy));
+    }
     let message = format!("a migration is under way: {status}");
     Some(Finding::new(FindingCode::MigrationUnderWay, &source.name, message))
 }

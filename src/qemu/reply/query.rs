@@ -82,3 +82,9 @@ impl Query for qmp::x_query_virtio {
 impl Query for qmp::x_query_virtio_queue_status {
     type Returned = VirtqueueStatus;
 }
+
+/// Asked only of a QEMU whose last migration was given up, which no recording begins with. Later versions of QEMU may
+/// add kinds of instances, so the reply has no shape.
+impl Query for qmp::query_yank {
+    type Returned = Vec<Value>;
+}
