@@ -209,9 +209,8 @@ fn settings_that_earlier_tools_left_change_nothing_and_are_put_back() {
 #[test]
 fn a_guest_that_sleeps_moves_where_qemu_carries_that_over() {
     for version in VERSIONS {
-        let boot = Some(BootSector::new().wait_for_key().suspend());
+        let boot = Some(BootSector::new().wait(9).suspend());
         let pair = start(&Spec { version: version.to_owned(), boot, ..Spec::quick() });
-        pair.source.press_key().unwrap();
         pair.source.wait_for_status("suspended", WAIT).unwrap();
         let outcome = migrate(builder(&pair));
         if version == "7.2" {

@@ -250,9 +250,11 @@ fn a_migration_of_libvirts_that_stalls_is_explained() {
     // a destination that does not run
     let receives = destination.pid().unwrap();
     signal("-STOP", &receives);
-    let all = json!({ "max-bandwidth": 1u64 << 40 });
-    source.qmp(&json!({ "execute": "migrate-set-parameters", "arguments": all }));
-    sleep(Duration::from_secs(2));
+    // This fills the channel in a second or two. Without a limit a pass would take less than a guest waits for its time
+    // on a busy host: nothing would be left, and QEMU would hang in the switchover.
+    let more = json!({ "max-bandwidth": 8u64 << 20 });
+    source.qmp(&json!({ "execute": "migrate-set-parameters", "arguments": more }));
+    sleep(Duration::from_secs(3));
     let told = stage.expect("process-stopped", &[&at, &destination.domain()]);
     assert!(told["causes"][0]["evidence"].to_string().contains(&receives), "{told:#}");
     stage.expect("process-stopped", &["--pid", &receives]);

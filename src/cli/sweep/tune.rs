@@ -6,7 +6,7 @@ use super::{
         render,
     },
     course::{WordsCheck, read, to_the_end},
-    picture::number,
+    picture::{number, with_interval},
 };
 use crate::experiment::{
     AS_IT_STANDS, FigureCondition, FigureStatistic, PolicyCandidate, PolicySearch, ROUNDS, SweepAnalysis, SweepPlan,
@@ -106,9 +106,9 @@ fn words(search: &PolicySearch, plan: &SweepPlan, results: &SweepResults, best: 
         let median = |figure: &str| FigureStatistic::MEDIAN.estimate(&trials.values(figure), plan.spec.seed);
         let (blackout, total) = (median("blackout")?, median("total")?);
         Some(format!(
-            "blackout {} ms, total {} ms (medians of {} of {} trials)",
-            number(blackout.value),
-            number(total.value),
+            "blackout {} ms, total {} ms ({} of {} trials moved)",
+            with_interval(blackout),
+            with_interval(total),
             trials.counted,
             trials.tried
         ))
@@ -118,7 +118,11 @@ fn words(search: &PolicySearch, plan: &SweepPlan, results: &SweepResults, best: 
         return format!("{}: nothing better was found than the policy as it stands: {own}", search.goal);
     }
     let found = figures(best).unwrap_or_default();
-    format!("{}: {best} is the best that was found: {found}; as it stands: {own}", search.goal)
+    format!(
+        "{}: {best} is the best that was found: {found}; as it stands: {own}. Medians with 95 % intervals: where those of \
+         two overlap, more repeats would tell",
+        search.goal
+    )
 }
 
 /// The candidates as a table: what they set, and what the model says of them.
