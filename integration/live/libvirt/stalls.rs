@@ -189,6 +189,24 @@ impl Stage {
         Self { source, destination, migration, folder, _wire: wire }
     }
 
+    /// RAM that a limit holds down beside a busy guest, once the mirror has no limit any more. False where the guest
+    /// has arrived meanwhile.
+    fn holds_ram_down(&self) -> bool {
+        let source = &self.source;
+        let mirror = source.qmp(&json!({ "execute": "query-block-jobs" }))[0]["device"].clone();
+        let fast = json!({ "device": mirror, "speed": 0 });
+        source.qmp(&json!({ "execute": "block-job-set-speed", "arguments": fast }));
+        // QEMU is told that the last RAM would take seconds, so that no burst makes it switch over
+        let slow = json!({ "downtime-limit": 1, "avail-switchover-bandwidth": 100_000 });
+        source.until("query-migrate", |migration| migration["status"] == "active");
+        source.qmp(&json!({ "execute": "migrate-set-parameters", "arguments": slow }));
+        source.until("query-migrate", |now| now["ram"]["dirty-sync-count"].as_u64().unwrap_or_default() > 4);
+        // a recording is judged by its last seconds, to which no answer about the first passes may belong
+        sleep(Duration::from_secs(3));
+        let told = self.expect_one_of(&["bandwidth-capped", "source-gone"], &[&source.domain()]);
+        told["causes"][0]["code"] == "bandwidth-capped"
+    }
+
     /// All that was said, with this cause first.
     #[track_caller]
     fn expect(&self, code: &str, arguments: &[&str]) -> Value {
@@ -214,7 +232,7 @@ impl Drop for Stage {
 
 #[test]
 fn a_migration_of_libvirts_that_stalls_is_explained() {
-    let stage = Stage::set();
+    let mut stage = Stage::set();
     let Stage { source, destination, .. } = &stage;
     let at = source.domain();
 
@@ -232,17 +250,17 @@ fn a_migration_of_libvirts_that_stalls_is_explained() {
     assert_eq!(exit, 0, "{told:#}");
     source.until("query-block-jobs", |jobs| jobs[0]["paused"] == false);
 
-    // RAM that a limit holds down beside a busy guest, once the mirror has no limit any more
-    let fast = json!({ "device": mirror, "speed": 0 });
-    source.qmp(&json!({ "execute": "block-job-set-speed", "arguments": fast }));
-    // QEMU is told that the last RAM would take seconds, so that no burst makes it switch over
-    let slow = json!({ "downtime-limit": 1, "avail-switchover-bandwidth": 100_000 });
-    source.until("query-migrate", |migration| migration["status"] == "active");
-    source.qmp(&json!({ "execute": "migrate-set-parameters", "arguments": slow }));
-    source.until("query-migrate", |now| now["ram"]["dirty-sync-count"].as_u64().unwrap_or_default() > 4);
-    // a recording is judged by its last seconds, to which no answer about the first passes may belong
-    sleep(Duration::from_secs(3));
-    stage.expect("bandwidth-capped", &[&at]);
+    // A guest that gets no time for a whole pass has nothing left to send, and arrives: then once more.
+    let mut arrived = 0;
+    while !stage.holds_ram_down() {
+        arrived += 1;
+        assert!(arrived < 4, "the limit holds nothing down");
+        drop(stage);
+        stage = Stage::set();
+        stage.source.until("query-block-jobs", |jobs| jobs[0]["status"] == "running");
+    }
+    let Stage { source, destination, .. } = &stage;
+    let at = source.domain();
     // and afterwards, by what libvirt has written down of the answers
     let logs = [source, destination].map(|daemon| daemon.at.join("log").display().to_string());
     stage.expect("bandwidth-capped", &["--transcript", &logs[0], &logs[1]]);
@@ -250,11 +268,11 @@ fn a_migration_of_libvirts_that_stalls_is_explained() {
     // a destination that does not run
     let receives = destination.pid().unwrap();
     signal("-STOP", &receives);
-    // This fills the channel in a second or two. Without a limit a pass would take less than a guest waits for its time
+    // This fills the channel in a few seconds. Without a limit a pass would take less than a guest waits for its time
     // on a busy host: nothing would be left, and QEMU would hang in the switchover.
-    let more = json!({ "max-bandwidth": 8u64 << 20 });
+    let more = json!({ "max-bandwidth": 3 * MIB });
     source.qmp(&json!({ "execute": "migrate-set-parameters", "arguments": more }));
-    sleep(Duration::from_secs(3));
+    sleep(Duration::from_secs(4));
     let told = stage.expect("process-stopped", &[&at, &destination.domain()]);
     assert!(told["causes"][0]["evidence"].to_string().contains(&receives), "{told:#}");
     stage.expect("process-stopped", &["--pid", &receives]);
