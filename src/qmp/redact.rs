@@ -14,22 +14,11 @@ pub(super) const REDACTED: &str = "[redacted]";
 /// nests without end would cause a recursion as deep, and each level may itself nest as deep as JSON allows.
 const DEEPEST: usize = 4;
 
-/// The words without one of which no value is taken for a secret: those of the rules below, and what the rule for
-/// addresses needs. A `\u` escape can spell any of them.
-const OF_SECRETS: [&str; 12] = [
-    "pass",
-    "secret",
-    "token",
-    "key",
-    "credential",
-    "cookie",
-    "object-add",
-    "object_add",
-    "change ",
-    "://",
-    ":\\/",
-    "\\u",
-];
+/// The words that name secrets. A `\u` escape can spell any of them, so its presence alone counts.
+const OF_SECRETS: [&str; 9] =
+    ["pass", "secret", "token", "key", "credential", "cookie", "object-add", "object_add", "\\u"];
+/// What a monitor's command and an address with a password in it cannot do without, also with its slashes escaped.
+const OF_COMMANDS_AND_ADDRESSES: [&str; 3] = ["change ", "://", ":\\/"];
 /// Words that mean a secret only together: a property called `data` has its value beside it, and an answer to `qom-get`
 /// or `qom-list-get` has the value alone.
 const TOGETHER: [[&str; 2]; 2] = [["data", "value"], ["qom-", "return"]];
@@ -39,7 +28,8 @@ const TOGETHER: [[&str; 2]; 2] = [["data", "value"], ["qom-", "return"]];
 pub(super) fn redacted_text<'a>(line: &Value, json: Cow<'a, str>) -> Cow<'a, str> {
     let lower = json.to_ascii_lowercase();
     let has = |word: &&str| lower.contains(word);
-    match OF_SECRETS.iter().any(has) || TOGETHER.iter().any(|words| words.iter().all(has)) {
+    let named = OF_SECRETS.iter().chain(&OF_COMMANDS_AND_ADDRESSES).any(has);
+    match named || TOGETHER.iter().any(|words| words.iter().all(has)) {
         true => redact(line).to_string().into(),
         false => json,
     }
@@ -69,9 +59,7 @@ fn redact_at(line: &Value, depth: usize) -> Value {
 /// Whether bytes that are not JSON could carry a secret.
 pub(super) fn mentions_secret(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes).to_ascii_lowercase();
-    // A \u escape can spell any of the words, so its presence alone counts.
-    let words = ["pass", "secret", "token", "key", "credential", "cookie", "object-add", "object_add", "\\u"];
-    words.iter().any(|word| text.contains(word))
+    OF_SECRETS.iter().any(|word| text.contains(word))
 }
 
 /// Replaces the secrets in a value. `in_secret` says that the value is part of a `secret` object, whose `data` is the

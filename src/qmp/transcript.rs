@@ -4,6 +4,7 @@
 //! The module owns the file. Secrets are removed before an entry leaves the caller's thread. Recording must never delay
 //! the wire: entries that the disk cannot take in time are dropped, counted and noted in the file.
 
+use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Read};
 use std::os::unix::fs::OpenOptionsExt;
@@ -149,14 +150,12 @@ impl Recorder {
 
     /// Records a JSON line, without its secrets. Never blocks.
     pub(super) fn record_line(&self, side: &str, dir: LineDirection, line: &Value) {
-        self.queue_line(side, dir, line, is_sample(line));
+        self.queue_line(side, dir, line, line.to_string().into(), is_sample(line));
     }
 
     /// Records a JSON line that came, without its secrets: `text` is the line as it came. Never blocks.
     pub(super) fn record_received(&self, side: &str, line: &Value, text: &str) {
-        let clean = redacted_text(line, text.trim().into());
-        let text = render_line(self.shared.started.elapsed(), side, LineDirection::Receive, &clean);
-        self.queue_entry(text, is_sample(line));
+        self.queue_line(side, LineDirection::Receive, line, text.trim().into(), is_sample(line));
     }
 
     /// Whether an answer of this length is recorded by its length alone.
@@ -167,7 +166,7 @@ impl Recorder {
     /// Records that an answer came, without the answer. Never blocks.
     pub(super) fn record_length(&self, side: &str, id: Option<&Value>, length: usize) {
         let line = json!({"return_bytes": length, "id": id});
-        self.queue_line(side, LineDirection::Receive, &line, is_sample(&line));
+        self.record_line(side, LineDirection::Receive, &line);
     }
 
     /// Records an event of the engine. Never blocks.
@@ -176,12 +175,12 @@ impl Recorder {
             matches!(event.kind, EventKind::Disk { .. } | EventKind::Memory { .. } | EventKind::Image { .. });
         // Events always serialise.
         let line = serde_json::to_value(event).unwrap_or_default();
-        self.queue_line(ENGINE, LineDirection::Note, &line, is_sample);
+        self.queue_line(ENGINE, LineDirection::Note, &line, line.to_string().into(), is_sample);
     }
 
     /// Records what the controller of convergence was given. `is_sample` is one of many. Never blocks.
     pub(crate) fn record_controller(&self, note: &Value, is_sample: bool) {
-        self.queue_line(CONTROLLER, LineDirection::Note, note, is_sample);
+        self.queue_line(CONTROLLER, LineDirection::Note, note, note.to_string().into(), is_sample);
     }
 
     /// Records the beginning of a line that is not JSON, or only its length if the line could hold a secret. Never
@@ -248,8 +247,9 @@ impl Recorder {
         }
     }
 
-    fn queue_line(&self, side: &str, dir: LineDirection, line: &Value, is_sample: bool) {
-        let text = render_line(self.shared.started.elapsed(), side, dir, &redacted_text(line, line.to_string().into()));
+    /// `json` is the text of the line.
+    fn queue_line(&self, side: &str, dir: LineDirection, line: &Value, json: Cow<'_, str>, is_sample: bool) {
+        let text = render_line(self.shared.started.elapsed(), side, dir, &redacted_text(line, json));
         self.queue_entry(text, is_sample);
     }
 
