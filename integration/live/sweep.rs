@@ -114,7 +114,7 @@ fn a_sweep_that_is_killed_goes_on_and_keeps_every_trial() {
     assert!(trials.iter().any(|trial| trial["leg"].as_u64() >= Some(2)));
     let out = folder.join("out");
     shows_its_results(&out);
-    // what an earlier report has drawn goes where the next one does not draw it
+    // a picture of an earlier report goes where the next report does not draw it
     fs::write(out.join("plots/of-earlier-trials.svg"), "<svg/>").unwrap();
     assert!(sweep(folder, &["spec.toml", "--out", "out", "--resume"]).output().unwrap().status.success());
     let pictures = shows_its_results(&out);

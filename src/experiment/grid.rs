@@ -131,7 +131,7 @@ impl SweepFactor {
 }
 
 /// A value as people read it.
-fn label(value: &toml::Value) -> String {
+pub(super) fn label(value: &toml::Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 

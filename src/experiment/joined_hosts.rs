@@ -6,7 +6,7 @@
 use super::{
     link::{LinkEnd, LinkStep, LinkWays, carried, joining, missing_programs, no_namespace, shaping},
     spec::SweepLink,
-    started_qemu::TrialError,
+    started_qemu::{TrialError, last_line},
 };
 use std::{ffi::OsString, fs, path::Path, process::Stdio, time::Duration};
 use tokio::{
@@ -154,9 +154,4 @@ fn search_path() -> OsString {
     let folders = std::env::split_paths(&own).chain(["/usr/sbin", "/sbin"].map(|folder| Path::new(folder).to_owned()));
     // a folder that has come out of the variable can go into it again
     std::env::join_paths(folders).unwrap_or(own)
-}
-
-fn last_line(said: &[u8]) -> String {
-    let said = String::from_utf8_lossy(said);
-    said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing").to_owned()
 }

@@ -361,8 +361,8 @@ mod tests {
             (&["unshare", "nsenter"], "a link needs ip and tc, not found here: install iproute2"),
             (&["nsenter", "tc"], "a link needs unshare and ip, not found here: install util-linux and iproute2"),
         ];
-        for (there, told) in cases {
-            assert_eq!(missing_programs(|program| there.contains(&program)).as_deref(), Some(told));
+        for (installed, told) in cases {
+            assert_eq!(missing_programs(|program| installed.contains(&program)).as_deref(), Some(told));
         }
         let refused = |step: &LinkStep| step.refused("Error: Specified qdisc kind is unknown.");
         for (text, words) in [

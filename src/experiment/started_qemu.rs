@@ -64,6 +64,12 @@ pub(super) fn of_file(path: &Path) -> impl FnOnce(io::Error) -> TrialError + use
     move |source| TrialError::File { path, source }
 }
 
+/// The last line that a program said.
+pub(super) fn last_line(said: &[u8]) -> String {
+    let said = String::from_utf8_lossy(said);
+    said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing").to_owned()
+}
+
 /// A QEMU of the sweep's own.
 #[derive(Debug)]
 pub(crate) struct StartedQemu {

@@ -14,7 +14,7 @@ use super::{
     listening::{NetworkProbe, SweepClock},
     measures::{Figures, TrialObservation, all_counts, figures, gap},
     spec::{SweepDisks, SweepLink, SweepMachine, SweepSpec, SweepWorkload},
-    started_qemu::{StartedQemu, TrialError, of_file},
+    started_qemu::{StartedQemu, TrialError, last_line, of_file},
 };
 use crate::{progress::RunsOn, run_id::RunId, trust};
 use serde_json::{Value, json};
@@ -404,9 +404,7 @@ async fn run_briefly(mut command: Command, name: &str) -> Result<(), TrialError>
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let said = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
-    Err(TrialError::Other(format!("{name} failed ({}): {said}", output.status)))
+    Err(TrialError::Other(format!("{name} failed ({}): {}", output.status, last_line(&output.stderr))))
 }
 
 fn stolen(before: Option<(u64, u64)>, after: Option<(u64, u64)>) -> Option<f64> {

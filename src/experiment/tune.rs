@@ -6,7 +6,7 @@
 use super::{
     analysis::SweepAnalysis,
     condition::{FigureCondition, meeting},
-    grid::SweepPlan,
+    grid::{SweepPlan, label},
     limits,
     results::TrialRecord,
     spec::SweepSpec,
@@ -43,6 +43,13 @@ pub(crate) struct PolicyCandidate {
     pub(crate) fields: toml::Table,
     /// What the model says of it.
     pub(crate) foreseen: Option<Estimate>,
+}
+
+impl PolicyCandidate {
+    /// The value of a field, as people read it; empty where the candidate does not set it.
+    pub(crate) fn value(&self, field: &str) -> String {
+        self.fields.get(field).map_or(String::new(), label)
+    }
 }
 
 /// The spec of a search.
@@ -257,7 +264,7 @@ fn drawn_fields(random: &mut fastrand::Rng, budget: Duration) -> toml::Table {
 }
 
 /// What the link carried in a sweep's trials at least, bytes per second: the median of those that moved.
-pub(crate) fn carried(records: &[TrialRecord]) -> Option<f64> {
+pub(crate) fn bandwidth_seen(records: &[TrialRecord]) -> Option<f64> {
     let rates = records.iter().filter(|record| record.counts()).filter_map(|record| {
         let figure = |name: &str| record.figures.get(name).copied();
         let bytes = figure("ram.bytes")? + figure("disk.bytes").unwrap_or_default();
@@ -364,8 +371,8 @@ mod tests {
             record(3, "moved", 90.0, 7000.0),
         ];
         assert_eq!(search.survivors(&plan, &records), ["c", "a", AS_IT_STANDS]);
-        let seen = carried(&records).expect("it was carried");
+        let seen = bandwidth_seen(&records).expect("it was carried");
         assert!((seen - 1e9 / 6.91).abs() < 1e6, "{seen}");
-        assert_eq!(carried(&[]), None);
+        assert_eq!(bandwidth_seen(&[]), None);
     }
 }

@@ -79,7 +79,7 @@ fn full_segments_that_vanish_are_one_of_two_reasons_of_a_silent_channel() {
     expect("link-dead", &told);
     assert_eq!(codes(&told.1), ["link-dead", "mtu"], "{:#}", told.1);
     assert!(told.1["causes"][1]["evidence"].to_string().contains("ping -M do"), "{:#}", told.1);
-    // nothing else was in the way
+    // the channel had no other fault
     device(Side::Destination, &["mtu", "1500"]);
     until(&pair, "query-migrate", |info| info["ram"]["transferred"].as_u64() > Some(last));
 }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::experiment::{
     AS_IT_STANDS, FigureCondition, FigureStatistic, PolicyCandidate, PolicySearch, ROUNDS, SweepAnalysis, SweepPlan,
-    SweepResults, carried, write_whole,
+    SweepResults, bandwidth_seen, write_whole,
 };
 use serde_json::json;
 use std::{fs, path::Path, process::ExitCode};
@@ -43,7 +43,7 @@ impl TuneArguments<'_> {
             return Err(misused(&text, json));
         }
         let (_, reference) = self.sweep(&search.reference(), &folder.join("reference")).await?;
-        let Some(bandwidth) = carried(&reference.records) else {
+        let Some(bandwidth) = bandwidth_seen(&reference.records) else {
             let text = "with the policy as it stands no guest moved, so that nothing is known of the link: see the report in \
                     the folder `reference`, and give the migration more budget or time";
             return Err(failed(text, json));
@@ -130,17 +130,14 @@ fn table(candidates: &[PolicyCandidate]) -> String {
     let names: Vec<&String> = candidates.first().map(|one| one.fields.keys().collect()).unwrap_or_default();
     let mut rows = csv::Writer::from_writer(Vec::new());
     let head = ["label", "total_ms", "blackout_ms"].into_iter().chain(names.iter().map(|name| name.as_str()));
-    // what is written to memory is always written
+    // a row that is written to memory is always written
     rows.write_record(head).ok();
     for candidate in candidates {
         let foreseen = candidate.foreseen.as_ref();
         let time = |value: Option<u64>| value.map_or(String::new(), |value| value.to_string());
         let times = [foreseen.and_then(|run| run.total_ms), foreseen.and_then(|run| run.blackout_ms)].map(time);
-        let value = |name: &&String| {
-            let value = candidate.fields.get(*name);
-            value.map_or(String::new(), |value| value.as_str().map_or_else(|| value.to_string(), str::to_owned))
-        };
-        let row = std::iter::once(candidate.label.clone()).chain(times).chain(names.iter().map(value));
+        let row =
+            std::iter::once(candidate.label.clone()).chain(times).chain(names.iter().map(|name| candidate.value(name)));
         rows.write_record(row).ok();
     }
     String::from_utf8(rows.into_inner().unwrap_or_default()).unwrap_or_default()

@@ -29,8 +29,9 @@ mod storage;
 mod table;
 
 use std::ffi::OsString;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
@@ -174,6 +175,27 @@ fn measure(program: &Path, arguments: &[OsString]) -> ExitCode {
             eprintln!("{ended:?} {used:?}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// A process that is ended where this is dropped.
+struct Started(Child);
+
+impl Started {
+    /// The first line that the process says.
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        if let Some(stdout) = self.0.stdout.take() {
+            // an error leaves the line empty, which no caller expects
+            BufReader::new(stdout).read_line(&mut line).ok();
+        }
+        line.trim_end().to_owned()
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        drop((self.0.kill(), self.0.wait()));
     }
 }
 

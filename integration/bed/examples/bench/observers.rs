@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use qferry_bed::{DiskSpec, Error, Link, Pair, Result, Spec, Workload};
@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::moves::{self, MEMORY, Moved};
 use crate::table::{Required, Table, middle};
-use crate::{MIB, measured, millis, run, runs};
+use crate::{MIB, Started, measured, millis, run, runs};
 
 const BUDGET: &str = "100ms";
 /// The greatest quotient of a migration's time with an observer and without.
@@ -101,15 +101,6 @@ fn observed(qferry: &Path, observer: Observer) -> Result<Moved> {
     };
     let _observing = started.transpose().map_err(|error| Error::new(format!("starting the observer: {error}")))?;
     moves::migrate(qferry, &pair, &moves::options(&["--downtime", BUDGET]))
-}
-
-/// A process that ends with its migration.
-struct Started(Child);
-
-impl Drop for Started {
-    fn drop(&mut self) {
-        drop((self.0.kill(), self.0.wait()));
-    }
 }
 
 /// The processor time of a migration, with the transcript that every run keeps or without, milliseconds.

@@ -3,9 +3,9 @@
 //! The scripted QEMUs are a process of their own, and so are the migrations, so that the kernel tells what these alone
 //! have used. They begin one after the other, all run at the same time, and hand over at the pace at which they began.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, fs, io};
 
@@ -18,6 +18,7 @@ use qferry_bed::{Error, Result};
 use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::Started;
 use crate::model::{ModelPair, PairShape};
 use crate::table::{Required, Table, middle};
 
@@ -41,7 +42,7 @@ const LATENCY: f64 = 2.0;
 /// Measures, and says whether the requirements were met.
 pub(crate) fn bench(_: &Path) -> Result<bool> {
     println!("scale: {FEW} migrations at once, and {MANY}\n");
-    let [few, many] = [measured(FEW)?, measured(MANY)?];
+    let [few, many] = [run_at_once(FEW)?, run_at_once(MANY)?];
     let mut table = Table::begin(&MANY.to_string());
     let row = |table: &mut Table, name: &str, unit: &str, of: fn(&Scaled) -> f64, most: Option<f64>| {
         table.row(name, unit, of(&many), Some(of(&few)), most.map(Required::AtMost));
@@ -68,7 +69,7 @@ struct Scaled {
     total: f64,
 }
 
-fn measured(count: usize) -> Result<Scaled> {
+fn run_at_once(count: usize) -> Result<Scaled> {
     let folder = tempfile::tempdir().map_err(|error| Error::new(format!("a folder: {error}")))?;
     let ourselves = env::current_exe().map_err(|error| Error::new(format!("the bench's own path: {error}")))?;
     let begin = |word: &str| {
@@ -107,26 +108,6 @@ fn measured(count: usize) -> Result<Scaled> {
         scaled.cpu, scaled.memory
     );
     Ok(scaled)
-}
-
-/// A process that ends with this one's work.
-struct Started(Child);
-
-impl Started {
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        if let Some(stdout) = self.0.stdout.take() {
-            // an error leaves the line empty, which no caller expects
-            BufReader::new(stdout).read_line(&mut line).ok();
-        }
-        line.trim_end().to_owned()
-    }
-}
-
-impl Drop for Started {
-    fn drop(&mut self) {
-        drop((self.0.kill(), self.0.wait()));
-    }
 }
 
 fn socket(folder: &Path, number: usize, side: &str) -> PathBuf {
