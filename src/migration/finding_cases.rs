@@ -3,6 +3,7 @@
 //! The match below has no wildcard, so a new code does not compile without a case. Each case changes what QEMU or the
 //! user said; the whole plan is then made of it, as in a run.
 
+mod given_up;
 mod images;
 mod machine;
 mod pages;
