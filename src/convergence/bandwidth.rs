@@ -7,10 +7,10 @@ use super::{
     history::History,
     sample::RamSample,
     shares::{BandwidthShares, MemoryShare},
-    stage::{ConvergenceStage, MirrorProgress},
+    stage::ConvergenceStage,
 };
 use crate::quantity::Rate;
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 /// The weight of a favoured mirror against another.
 const FAVOUR: u64 = 4;
@@ -26,11 +26,6 @@ const RESERVE: f64 = 0.05;
 /// may be yet to come, for QEMU passes over a GiB of zero pages in less than a second.
 const LAST: f64 = 1.0 / 16.0;
 const LAST_BYTES: f64 = 536_870_912.0;
-/// The time before that in which RAM is looked at more often than ten times a second, seconds at its fastest pace.
-const NEAR: f64 = 0.15;
-/// The time at RAM's begin in which RAM is looked at so often, because its pace is not known yet: QEMU takes some 70
-/// ms to begin, and passes over a GiB of zero pages in as many more.
-const BEGINS: Duration = Duration::from_millis(300);
 
 impl History {
     /// The history of a migration that has not begun. `disks` are the names of the disks that will be mirrored.
@@ -38,11 +33,6 @@ impl History {
         let mut new = Self::without_shares(job, disks);
         new.applied.shares = shares(&new);
         new
-    }
-
-    /// Whether the next look should come sooner than usual.
-    pub fn is_pressing(&self) -> bool {
-        is_pressing(self)
     }
 }
 
@@ -112,26 +102,10 @@ fn beside_mirrors(history: &History, ceiling: Rate) -> Rate {
 
 /// Whether RAM could end before the second look from now on, plus so many seconds at its fastest pace. The guest would
 /// then stand still for as long as the mirrors still need.
-fn remains_less_than(history: &History, seconds: f64) -> bool {
+pub(super) fn remains_less_than(history: &History, seconds: f64) -> bool {
     let peak = history.memory.peak();
     let reserve = |ram: RamSample| (peak * RESERVE).max((ram.total as f64 * LAST).min(LAST_BYTES));
     history.memory.last().is_some_and(|ram| (ram.remaining as f64) < reserve(ram) + peak * seconds)
-}
-
-/// Whether a look is worth more than the usual ten a second: RAM has just begun, or is about to be held back, for which
-/// a look must not come too late, or RAM trickles and waits only for mirrors that are ready to get in step with their
-/// guest.
-fn is_pressing(history: &History) -> bool {
-    match ConvergenceStage::of(history) {
-        ConvergenceStage::Overlap { mirrors, trickles: true } => {
-            history.job.abilities.write_blocking && mirrors == MirrorProgress::Ready
-        }
-        ConvergenceStage::Overlap { trickles: false, .. } => {
-            let begins = history.memory.began().is_none_or(|began| history.since(began) < BEGINS);
-            begins || remains_less_than(history, NEAR)
-        }
-        _ => false,
-    }
 }
 
 fn at_least(ceiling: Rate, rate: f64) -> Rate {
@@ -252,25 +226,6 @@ mod tests {
         assert!(run.shares().trickles());
         let decision = run.look(20, Some(ram(499)), &[ready("a", true)]);
         assert!(!run.shares().trickles() && decision.actions.contains(&Action::ReleaseMemory), "{decision:?}");
-    }
-
-    #[test]
-    fn a_look_presses_before_ram_is_held_and_when_it_may_be_let_go() {
-        let mut run = run(None, None, &["a"]);
-        run.history.note(&Action::StartMemory);
-        assert!(run.history.is_pressing(), "nothing of RAM was seen yet");
-        run.look(500, Some(ram(512)), &[mirror("a", 1000, 10)]);
-        assert!(run.history.is_pressing(), "its pace is not known");
-        run.look(500, Some(ram(400)), &[mirror("a", 1000, 20)]);
-        assert!(!run.history.is_pressing(), "there is time for two looks and more at 224 MiB/s");
-        run.look(1000, Some(ram(60)), &[mirror("a", 1000, 30)]);
-        assert!(run.history.is_pressing() && !run.shares().trickles(), "RAM is not held back yet");
-        run.look(20, Some(ram(20)), &[mirror("a", 1000, 31)]);
-        assert!(!run.history.is_pressing() && run.shares().trickles());
-        run.look(20, Some(ram(20)), &[ready("a", false)]);
-        assert!(run.history.is_pressing(), "the mirror gets in step in some milliseconds");
-        run.look(20, Some(ram(20)), &[ready("a", true)]);
-        assert!(!run.history.is_pressing());
     }
 
     #[test]

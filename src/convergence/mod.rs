@@ -18,6 +18,7 @@ mod guest_model;
 mod history;
 mod job;
 mod memory;
+mod next_look;
 mod policy;
 mod policy_file;
 pub mod predict;

@@ -30,10 +30,6 @@ pub use ideal::ideal;
 const TICK: f64 = 10.0;
 /// The least that a pass takes, seconds: QEMU has to count.
 const PASS: f64 = 0.0005;
-/// The time between two looks of the controller, milliseconds.
-const LOOK: f64 = 100.0;
-/// The same where a look is pressing.
-const PRESSING: f64 = 20.0;
 /// The least time between two decisions of QEMU whether to throttle the guest, milliseconds.
 const THROTTLE_PERIOD: f64 = 1000.0;
 /// Bytes per second at which QEMU passes over zero pages.
@@ -186,11 +182,12 @@ struct MirrorModel {
 pub fn simulate(policy: &Policy, job: &ConvergenceJob, guest: &GuestModel, link: &LinkModel) -> SimulatedRun {
     let mut history = History::new(job.clone(), guest.disks.iter().map(|disk| disk.name.clone()));
     let mut model = Simulation::new(policy, job, guest, link);
-    let mut looked = -LOOK;
+    let (mut next, mut passes) = (0.0, 0);
     while model.at < END {
-        if model.at - looked >= if history.is_pressing() { PRESSING } else { LOOK } {
-            looked = model.at;
-            if let Some(end) = model.look(policy, &mut history) {
+        if model.at >= next || (model.syncs != passes && history.looks_after_pass()) {
+            let looked = model.look(policy, &mut history);
+            (next, passes) = (model.at + millis(history.next_look()), model.syncs);
+            if let Some(end) = looked {
                 return model.finish(end);
             }
         }

@@ -34,22 +34,13 @@ use crate::{
 use qapi::qmp;
 use serde_json::{Map, Value};
 use std::time::Duration;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-/// The time between two looks while only disks are copied: no event tells how far they are.
-const DISKS: Duration = Duration::from_millis(250);
-/// The time to the first look after mirrors began: RAM may be started beside them as soon as their pace is known.
-const FIRST: Duration = Duration::from_millis(60);
-/// The time between two looks where the next step is near: mirrors that are ready need some milliseconds until they
-/// are in step with the guest.
-const STEP: Duration = Duration::from_millis(20);
-/// The time between two looks while RAM is sent: QEMU decides every 100 ms whether to switch over.
-const MEMORY: Duration = Duration::from_millis(100);
 /// The time for an answer out of band, which a QEMU gives at once however busy its main loop is; with the pause between
 /// two questions a guest's write waits for less than a second.
 const ANSWERS: Duration = Duration::from_millis(700);
-/// The time between two such questions.
-const ASKS: Duration = Duration::from_millis(200);
+/// The time between two such questions, and the time where one was not answered yet.
+const ASKS: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(20)];
 /// The time between two looks with the guest stopped, where no event has told that the mirrors are ready.
 const STOPPED: Duration = Duration::from_millis(20);
 /// The time before mirrors are ready from which images are flushed: a flush of many gigabytes takes a while.
@@ -114,7 +105,6 @@ impl<'a> Controller<'a> {
             count_writes(context, &qemus.source, route, attempt).await?;
             start_mirrors(context, qemus, route, |pair| self.speed(pair), attempt).await?;
         }
-        let mut copying = FIRST;
         let (frozen, lost) = (self.frozen(&qemus.destination), self.lost(&qemus.destination));
         tokio::pin!(frozen, lost);
         loop {
@@ -123,14 +113,12 @@ impl<'a> Controller<'a> {
             if self.decide(qemus, attempt, &look).await? {
                 return Ok(());
             }
-            let pause = if self.is_ready() { STEP } else { copying };
             tokio::select! {
                 failure = &mut frozen, if self.writes_wait => return Err(failure),
                 failure = &mut lost, if self.is_copied() => return Err(failure),
                 () = mirror_job::turned(&qemus.source, &self.order.route.pairs), if !self.is_ready() => {}
-                () = sleep(pause) => {}
+                () = sleep(self.history.next_look()) => {}
             }
-            copying = DISKS;
         }
     }
 
@@ -144,8 +132,7 @@ impl<'a> Controller<'a> {
         self.sampler.begin_measurement(source).await;
         let arrival = precopy::until_pre_switchover(source);
         tokio::pin!(arrival);
-        let mut tick = interval(MEMORY);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut next = Instant::now();
         let mut pass = source.observed().pass;
         let mut stands = source.observed().stands_since();
         let mut turned = false;
@@ -164,14 +151,12 @@ impl<'a> Controller<'a> {
                 }
                 failure = &mut frozen, if self.writes_wait => return Err(failure),
                 failure = &mut lost, if self.is_copied() => return Err(failure),
-                // A pass ends beside mirrors that are not ready: RAM must be held back before it completes.
-                () = passed(source, pass), if self.storage.is_some() => {}
+                () = passed(source, pass), if self.history.looks_after_pass() => {}
                 // RAM may be waiting for the mirrors.
                 () = mirror_job::turned(source, pairs), if is_running && !turned && !self.is_ready() => turned = true,
-                () = sleep(STEP), if is_running && self.history.is_pressing() => {}
                 // The stop may be the guest's owner's, and RAM of a guest that stands converges at once.
                 () = stood(source, stands), if is_running => {}
-                _ = tick.tick() => {}
+                () = sleep_until(next) => {}
             }
             let seen = source.observed();
             pass = seen.pass;
@@ -190,7 +175,7 @@ impl<'a> Controller<'a> {
                 refuse_halted(attempt)?;
                 if attempt.guest.is_stopped_by_qemu() {
                     // with the guest stopped nothing more is asked, unless the event that is about to come stays away
-                    tick.reset_after(OVERDUE);
+                    next = Instant::now() + OVERDUE;
                     continue;
                 }
             }
@@ -203,6 +188,7 @@ impl<'a> Controller<'a> {
                 break arrived;
             }
             self.decide(qemus, attempt, &looked).await?;
+            next = Instant::now() + self.history.next_look();
         };
         attempt.guest.follow(&source.observed());
         refuse_halted(attempt)?;
@@ -433,7 +419,7 @@ async fn silent(destination: &Process, patience: Duration, waiting: &'static str
     }
     let mut since: Option<Instant> = None;
     loop {
-        sleep(if since.is_some() { STEP } else { ASKS }).await;
+        sleep(ASKS[usize::from(since.is_some())]).await;
         let asked = Instant::now();
         if matches!(timeout(ANSWERS, destination.answers_out_of_band()).await, Ok(true)) {
             since = None;
