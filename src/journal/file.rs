@@ -11,7 +11,7 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     marker::PhantomData,
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
@@ -265,6 +265,25 @@ pub fn read<R: DeserializeOwned>(path: impl Into<PathBuf>) -> Result<Vec<Journal
     Ok(parse(&file, &path)?.0.entries)
 }
 
+/// Reads the first record of a journal, as [`read`] does, and no more of the file: `None` where none was written whole.
+///
+/// # Errors
+/// See [`read`]. Damage behind the first record is not seen.
+pub fn read_first<R: DeserializeOwned>(path: impl Into<PathBuf>) -> Result<Option<JournalEntry<R>>, JournalError> {
+    let path = path.into();
+    let failed = |source| JournalError::Io { path: path.clone(), action: "read", source };
+    let file = open_own(&path, OpenOptions::new().read(true))?;
+    let mut lines = BufReader::new(file.take(LIMIT as u64));
+    let mut bytes = Vec::new();
+    for _ in ["the header", "the record"] {
+        lines.read_until(b'\n', &mut bytes).map_err(failed)?;
+    }
+    match format::parse(&bytes) {
+        Ok(parsed) => Ok(parsed.entries.into_iter().next()),
+        Err(source) => Err(JournalError::Content { path, source }),
+    }
+}
+
 /// The process that holds the lock of a journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LockHolder {
@@ -410,6 +429,26 @@ mod tests {
         for (n, record) in (1..).zip(records) {
             assert_eq!(journal.append(&(*record).to_owned()).unwrap(), n);
         }
+    }
+
+    #[test]
+    fn the_first_record_is_read_whatever_is_behind_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let first = || read_first::<String>(&path).map(|entry| entry.map(|entry| entry.record));
+        write_journal(&path, &[]);
+        assert_eq!(first().unwrap(), None);
+        write_journal(&folder.path().join("other"), &["begun", "given"]);
+        let whole = fs::read(folder.path().join("other")).unwrap();
+        let second = whole.iter().rposition(|byte| *byte == b'g').unwrap();
+        let damaged = [&whole[..second], b"\n\xff\n"].concat();
+        for bytes in [&whole[..], &whole[..second], &damaged] {
+            fs::write(&path, bytes).unwrap();
+            assert_eq!(first().unwrap().as_deref(), Some("begun"));
+        }
+        assert!(read::<String>(&path).is_err());
+        fs::write(&path, "no journal\n").unwrap();
+        assert!(matches!(first(), Err(JournalError::Content { .. })));
     }
 
     #[test]

@@ -12,6 +12,6 @@ mod file;
 mod fold;
 mod format;
 
-pub use file::{Journal, JournalError, LockHolder, find_lock_holder, make_folder, read};
+pub use file::{Journal, JournalError, LockHolder, find_lock_holder, make_folder, read, read_first};
 pub use fold::{Fold, FoldError, fold};
 pub use format::{FormatError, JournalEntry, LIMIT, ParsedJournal, VERSION, parse};

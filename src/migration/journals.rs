@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     endpoint::Address,
-    journal::{self, LockHolder},
+    journal::{self, JournalEntry, LockHolder},
     preflight::checks::KnownRun,
     progress::{Ending, Phase, describe},
     run_id::RunId,
@@ -102,10 +102,11 @@ pub fn journal_directory() -> PathBuf {
 /// # Errors
 /// The directory cannot be read.
 pub fn journals(dir: &Path) -> io::Result<Vec<JournalInfo>> {
-    Ok(find(dir)?.into_iter().map(|found| found.info).collect())
+    Ok(find(dir, |_| true)?.into_iter().map(|found| found.info).collect())
 }
 
-fn find(dir: &Path) -> io::Result<Vec<FoundJournal>> {
+/// The journals of a directory, of which only those that are wanted are read.
+fn find(dir: &Path, is_wanted: impl Fn(&Path) -> bool) -> io::Result<Vec<FoundJournal>> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
@@ -117,7 +118,8 @@ fn find(dir: &Path) -> io::Result<Vec<FoundJournal>> {
             continue;
         }
         match fs::canonicalize(&path) {
-            Ok(path) => found.push(read(path)),
+            Ok(path) if is_wanted(&path) => found.push(read(path)),
+            Ok(_) => {}
             // A journal may end while the directory is read, and a link may outlive the file of its journal.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => found.push(FoundJournal { info: unreadable(path, &error), begun: None }),
@@ -229,11 +231,24 @@ pub(crate) struct Parties {
     pub(crate) destination: Party,
 }
 
+impl Parties {
+    fn has_one_of(&self, begun: &MigrationBegin) -> bool {
+        let is_either = |party| is_same_qemu(party, &begun.source) || is_same_qemu(party, &begun.destination);
+        is_either(&self.source) || is_either(&self.destination)
+    }
+}
+
 /// The runs that the journals tell of and that have to do with one of these two QEMUs, but for the run itself. A
 /// directory that cannot be read tells of none.
 pub(crate) fn runs_of(settings: &Settings, run: &RunId, parties: &Parties) -> Vec<(KnownRun, FoundJournal)> {
-    let mut journals: Vec<FoundJournal> =
-        folders(settings).iter().flat_map(|dir| find(dir).unwrap_or_default()).collect();
+    // A host may have a thousand migrations, each of which looks here: what a journal begins with tells whether it is of
+    // another pair.
+    let is_wanted = |path: &Path| match journal::read_first::<Record>(path) {
+        Ok(Some(JournalEntry { record: Record::Begun(begun), .. })) => parties.has_one_of(&begun),
+        _ => false,
+    };
+    let found = folders(settings).into_iter().flat_map(|dir| find(&dir, is_wanted).unwrap_or_default());
+    let mut journals: Vec<FoundJournal> = found.collect();
     sort(&mut journals);
     journals.into_iter().filter_map(|found| known_run(found, run, parties)).collect()
 }
@@ -241,7 +256,7 @@ pub(crate) fn runs_of(settings: &Settings, run: &RunId, parties: &Parties) -> Ve
 /// Whether there is a journal of an engine that died with something left to be done, of whatever pair.
 pub(crate) fn has_unfinished(settings: &Settings) -> bool {
     use RecoveryOutlook::{EngineLives, NothingLeft, Unreadable};
-    let mut journals = folders(settings).into_iter().flat_map(|dir| find(&dir).unwrap_or_default());
+    let mut journals = folders(settings).into_iter().flat_map(|dir| find(&dir, |_| true).unwrap_or_default());
     journals.any(|found| !matches!(found.info.recovery, EngineLives | NothingLeft | Unreadable))
 }
 
