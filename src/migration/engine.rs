@@ -48,6 +48,9 @@ pub(crate) async fn migrate(
 ) -> Outcome {
     let report = &context.report;
 
+    // Each phase is in a box of its own, so that a process with a thousand migrations has room for what each does now and
+    // not for all that it may do.
+
     // Connect and preflight change nothing: a failure is a refusal.
     let looked = async {
         let connecting = async {
@@ -71,15 +74,15 @@ pub(crate) async fn migrate(
     // still.
     let carried_over: Result<DisksDisengaged, Failure> = async {
         let interruption = Interruption::new(context, &pair);
-        let prepared = report.during(Phase::Prepare, setup::prepare(context, &pair, &order, &mut attempt));
+        let prepared = report.during(Phase::Prepare, Box::pin(setup::prepare(context, &pair, &order, &mut attempt)));
         interruption.unless(Bounds::before_memory(context), prepared).await?;
 
         // The controller reports the phases `storage` and `memory`: RAM may be begun beside the mirrors.
         let mut controller = Controller::new(context, &order, &pair);
-        let copied = unless_interfered(&pair, &order, controller.copy_disks(&pair, &mut attempt));
+        let copied = unless_interfered(&pair, &order, Box::pin(controller.copy_disks(&pair, &mut attempt)));
         interruption.unless(Bounds::before_memory(context), copied).await?;
         look_before_memory(context, &pair, &mut attempt).await?;
-        let sent = unless_changed(&pair, &order, controller.send_memory(&pair, &mut attempt));
+        let sent = unless_changed(&pair, &order, Box::pin(controller.send_memory(&pair, &mut attempt)));
         let stopped = interruption.unless(Bounds::while_memory_is_sent(context), sent).await;
         // The last word of the guest's owner, before anything is waited for. The journal is told of it with `Given`.
         attempt.guest.settle(&pair.source.observed());
@@ -88,7 +91,7 @@ pub(crate) async fn migrate(
         attempt.history = Some(controller.history);
 
         let left = deadlines::left(context, &pair.source, &attempt.guest, DISENGAGED);
-        let disengaged = switchover::disengage(context, &pair, route, stopped, &mut attempt);
+        let disengaged = Box::pin(switchover::disengage(context, &pair, route, stopped, &mut attempt));
         let disengaged = report.during(Phase::Switchover, disengaged);
         interruption.unless(Bounds::for_the_switchover(context, left), disengaged).await
     }
@@ -96,16 +99,16 @@ pub(crate) async fn migrate(
 
     // From here only a failure ends the handover, and what it means is found out.
     let whereabouts = match carried_over {
-        Err(failure) => look_back(context, &mut pair, failure, &mut attempt).await,
+        Err(failure) => Box::pin(look_back(context, &mut pair, failure, &mut attempt)).await,
         Ok(disengaged) => {
-            let handed_over = handover::hand_over(context, &pair, disengaged, &mut attempt);
+            let handed_over = Box::pin(handover::hand_over(context, &pair, disengaged, &mut attempt));
             match report.during(Phase::Handover, handed_over).await {
                 Ok(()) => Whereabouts::OnDestination,
-                Err(failure) => judge_failed_handover(context, &mut pair, route, failure, &mut attempt).await,
+                Err(failure) => Box::pin(judge_failed_handover(context, &mut pair, route, failure, &mut attempt)).await,
             }
         }
     };
-    let end = bring_to_end(context, &pair, route, whereabouts, &mut attempt).await;
+    let end = Box::pin(bring_to_end(context, &pair, route, whereabouts, &mut attempt)).await;
     attempt.take_stop(&pair.source.observed(), report);
     device_times::take(&mut attempt, end.ending == Ending::Moved).await;
     conclude(context, route, end, attempt).await

@@ -26,8 +26,9 @@ use tokio::{
     sync::{broadcast, watch},
 };
 
-/// Events kept for a reader that is slow; a migration makes a few each second.
-const EVENTS: usize = 1024;
+/// Events kept for a reader that is slow: of some seconds. Room for them is taken at once, and a process may run a
+/// thousand migrations.
+const EVENTS: usize = 128;
 
 /// Work of the engine.
 pub(crate) type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;

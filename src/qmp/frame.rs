@@ -273,7 +273,8 @@ impl LineCutter {
     }
 }
 
-const READ_SIZE: usize = 16 * 1024;
+/// Every connection keeps room for so much at least, and a process may have two thousand of them.
+const READ_SIZE: usize = 4 * 1024;
 
 #[cfg(test)]
 mod tests {

@@ -36,7 +36,7 @@ impl Default for QmpOptions {
             oob: true,
             max_line: 16 * 1024 * 1024,
             max_event: 4 * 1024, // the longest events of a migration have some 200 bytes
-            event_capacity: 1024,
+            event_capacity: 256,
             recorder: None,
         }
     }
