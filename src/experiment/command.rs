@@ -5,17 +5,21 @@
 use super::{
     limits,
     link::LinkEnd,
+    migrator::{MigrationEnds, migrator_words},
+    placeholder,
     spec::SweepSpec,
     spec_error::{SpecError, wrong},
 };
 use crate::quantity::Bytes;
-use std::path::PathBuf;
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
 /// The guest's network card.
 pub(crate) const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 0x71, 0x66, 1];
 /// The placeholders of a command of one's own.
-const PLACEHOLDERS: &str =
-    "{qemu} {qmp} {debug} {guest} {append} {disk0} to {disk7} {net} {net-peer} {memory-mib} {cpus} {accelerator}";
+const PLACEHOLDERS: &str = "{qemu} {qmp} {events} {debug} {guest} {append} {disk0} to {disk7} {net} {net-peer} {memory-mib} {cpus} {accelerator}";
 
 /// The option that lets data cross a network unencrypted.
 const PLAINTEXT: &str = "allow-plaintext";
@@ -23,8 +27,9 @@ const PLAINTEXT: &str = "allow-plaintext";
 /// The files of one QEMU.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct QemuFiles {
-    /// Sockets: of the monitor, of the debug port, of the network card, and of who probes it.
+    /// Sockets: of the monitor and a further one, of the debug port, of the network card, and of who probes it.
     pub(crate) qmp: PathBuf,
+    pub(crate) events: PathBuf,
     pub(crate) debug: PathBuf,
     pub(crate) net: PathBuf,
     pub(crate) net_peer: PathBuf,
@@ -60,7 +65,7 @@ pub(crate) fn qemu_words(
     say("{qemu} -display none -nodefaults -no-user-config -m {memory-mib} -smp {cpus} -accel {accelerator}")?;
     say(&format!("-machine {} -kernel {{guest}}", machine.kind))?;
     say("-append {append} -chardev socket,id=debug,path={debug} -device isa-debugcon,iobase=0xe9,chardev=debug")?;
-    say("-qmp unix:{qmp},server=on,wait=off")?;
+    say("-qmp unix:{qmp},server=on,wait=off -qmp unix:{events},server=on,wait=off")?;
     for disk in 0..files.disks.len() {
         say(&format!("-blockdev driver=qcow2,node-name=disk{disk},file.driver=file,file.filename={{disk{disk}}}"))?;
         say(&format!("-device virtio-blk-pci,id=disk{disk},drive=disk{disk},disable-legacy=off"))?;
@@ -104,20 +109,7 @@ struct Placeholders<'a> {
 
 impl Placeholders<'_> {
     fn fill(&self, word: &str) -> Result<String, SpecError> {
-        let mut filled = String::new();
-        let mut rest = word;
-        while let Some((before, behind)) = rest.split_once('{') {
-            filled += before;
-            if let Some(behind) = behind.strip_prefix('{') {
-                filled.push('{');
-                rest = behind;
-                continue;
-            }
-            let (name, behind) = behind.split_once('}').ok_or_else(|| unknown(word, behind))?;
-            filled += &self.value(name).ok_or_else(|| unknown(word, name))?;
-            rest = behind;
-        }
-        Ok(filled + &rest.replace("}}", "}"))
+        placeholder::fill(word, |name| self.value(name)).map_err(|name| unknown(word, &name))
     }
 
     fn value(&self, name: &str) -> Option<String> {
@@ -126,6 +118,7 @@ impl Placeholders<'_> {
         Some(match name {
             "qemu" => self.qemu.to_owned(),
             "qmp" => path(&files.qmp),
+            "events" => path(&files.events),
             "debug" => path(&files.debug),
             "guest" => path(&files.guest),
             "append" => guest_words(self.setup),
@@ -142,6 +135,30 @@ impl Placeholders<'_> {
 fn unknown(word: &str, name: &str) -> SpecError {
     let expected = format!("there is no {{{name}}}; write one of {PLACEHOLDERS}, or {{{{ for a brace");
     wrong("machine.command", word, &expected)
+}
+
+/// The words that move the guest: of the spec's own program, or of `qferry migrate`.
+///
+/// # Errors
+/// A placeholder of the program is unknown.
+pub(crate) fn moving_words(
+    setup: &SweepSpec,
+    engine: &Path,
+    policy: Option<&PathBuf>,
+    ends: &MigrationEnds,
+) -> Result<Vec<OsString>, SpecError> {
+    if let Some(migrator) = &setup.migrator {
+        return Ok(migrator_words(migrator, ends)?.into_iter().map(Into::into).collect());
+    }
+    let own = ["migrate", "--json", "--no-transcript", "--source"].map(OsString::from);
+    let mut words: Vec<OsString> = [engine.as_os_str().to_owned()].into_iter().chain(own).collect();
+    words.extend(
+        [ends.source_qmp.as_os_str(), "--destination".as_ref(), ends.destination_qmp.as_os_str()].map(Into::into),
+    );
+    // without a link, nothing is made of the end
+    let end = ends.destination.unwrap_or(LinkEnd::Second);
+    words.extend(migrate_words(setup, policy, end).into_iter().map(OsString::from));
+    Ok(words)
 }
 
 /// The options of `qferry migrate`, without the two monitors' addresses, to a destination at this end of the link.
@@ -180,6 +197,7 @@ mod tests {
     fn files() -> QemuFiles {
         QemuFiles {
             qmp: "/r/a.qmp".into(),
+            events: "/r/a.events".into(),
             disks: vec!["/w/d0".into()],
             guest: "/r/guest".into(),
             ..QemuFiles::default()
@@ -194,7 +212,8 @@ mod tests {
             let words = qemu_words(&setup, &files(), "qemu-x", "tcg", waits).expect("the spec is right");
             assert_eq!(words[0], "qemu-x");
             let has = |word: &str| words.iter().any(|one| one == word);
-            assert!(has("unix:/r/a.qmp,server=on,wait=off") && has("/r/guest") && has("512") && has("/tmp/{log"));
+            assert!(has("unix:/r/a.qmp,server=on,wait=off") && has("unix:/r/a.events,server=on,wait=off"));
+            assert!(has("/r/guest") && has("512") && has("/tmp/{log"));
             assert!(has("driver=qcow2,node-name=disk0,file.driver=file,file.filename=/w/d0"));
             assert!(has("mem=256 dirty=0 pattern=sequential write=20 block=65536 span=64 fill=64 sync=0"));
             assert_eq!(has("-incoming"), waits);
@@ -215,6 +234,20 @@ mod tests {
             let error = words(&setup, false).expect_err(wrong).to_string();
             assert!(error.contains("{qmp}") && error.contains(wrong), "{error}");
         }
+    }
+
+    #[test]
+    fn the_engine_moves_the_guest_where_nobody_else_is_named() {
+        let ends =
+            MigrationEnds { source_qmp: "/r/1.qmp".into(), destination_qmp: "/r/2.qmp".into(), destination: None };
+        let words = |text: &str| {
+            let setup: SweepSpec = toml::from_str(text).expect("the spec is right");
+            let words = moving_words(&setup, Path::new("/b/qferry"), None, &ends).expect("all are known");
+            words.join(" ".as_ref()).into_string().expect("all is text")
+        };
+        let engine = "/b/qferry migrate --json --no-transcript --source /r/1.qmp --destination /r/2.qmp --multifd 4";
+        assert_eq!(words("[migrate]\nmultifd = 4\n"), engine);
+        assert_eq!(words("[migrate]\nmultifd = 4\n[migrator]\ncommand = [\"x\", \"{source-qmp}\"]\n"), "x /r/1.qmp");
     }
 
     #[test]

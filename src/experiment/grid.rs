@@ -278,6 +278,17 @@ mod tests {
                 "[migrate]\nnbd-address = \"tcp:h:1\"\n[link]\nrate = \"1Gbit/s\"",
                 &["line 2: migrate.nbd-address", "`link`", "leave this out"],
             ),
+            (
+                "[link]\nunshaped = true\nrate = \"1Gbit/s\"",
+                &["line 2: link.unshaped is true", "leave them out, or this"],
+            ),
+            ("[migrator]\ncommand = []", &["line 2: migrator.command is empty", "write a program"]),
+            ("[migrator]\nstarts-destination = true", &["line 1", "missing field `command`"]),
+            ("[migrator]\ncommand = [\"x\", \"{qmp}\"]", &["line 2: migrator.command is {qmp}", "{source-qmp}"]),
+            (
+                "[migrator]\ncommand = [\"x\"]\nstarts-destination = true",
+                &["line 3: migrator.starts-destination is true", "write machine.command"],
+            ),
             ("[[factor]]\nfield = \"link.loss\"\nvalues = [\"60%\"]", &["with link.loss = 60%", "50%"]),
             ("[policy]\nthrotle-max = 3", &["policy", "throtle-max"]),
             ("[migrate]\nsource = \"/x\"", &["migrate.source", "the sweep itself"]),
@@ -359,6 +370,17 @@ mod tests {
             let error = SweepPlan::read(&text).expect_err(words).to_string();
             assert!(error.starts_with(words), "{error}");
         }
+    }
+
+    #[test]
+    fn programs_that_move_the_guest_are_compared_by_a_factor() {
+        let text = "[[factor]]\nname = \"by\"\nvalues = [{ label = \"qferry\" }, { label = \"script\", \
+                    \"migrator.command\" = [\"script\", \"{source-qmp}\"] }, { label = \"daemon\", \"machine.command\" = [\"d\"], \
+                    \"migrator.command\" = [\"d\"], \"migrator.starts-destination\" = true }]\n";
+        let plan = SweepPlan::read(text).expect("the spec is right");
+        let migrators: Vec<_> = plan.configurations.iter().map(|one| one.setup.migrator.as_ref()).collect();
+        let starts = migrators.iter().map(|one| one.map(|migrator| migrator.starts_destination));
+        assert_eq!(starts.collect::<Vec<_>>(), [None, Some(false), Some(true)]);
     }
 
     #[test]

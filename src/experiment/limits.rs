@@ -4,7 +4,8 @@
 
 use super::{
     link::{self, LinkEnd},
-    spec::{SweepDisks, SweepLink, SweepMachine, SweepSpec, SweepWorkload},
+    migrator::{MigrationEnds, migrator_words},
+    spec::{SweepDisks, SweepLink, SweepMachine, SweepMigrator, SweepSpec, SweepWorkload},
     spec_error::{SpecError, wrong},
 };
 use crate::{
@@ -40,6 +41,9 @@ pub(super) fn check(spec: &SweepSpec) -> Result<(), SpecError> {
     check_disks(&spec.disks)?;
     check_workload(&spec.workload, &spec.machine, &spec.disks)?;
     check_link(&spec.link)?;
+    if let Some(migrator) = &spec.migrator {
+        check_migrator(migrator, &spec.machine)?;
+    }
     for (option, value) in &spec.migrate {
         let field = format!("migrate.{option}");
         let own = OWN_OPTIONS.contains(&option.as_str());
@@ -138,7 +142,21 @@ fn check_workload(workload: &SweepWorkload, machine: &SweepMachine, disks: &Swee
     )
 }
 
+fn check_migrator(migrator: &SweepMigrator, machine: &SweepMachine) -> Result<(), SpecError> {
+    require(!migrator.command.is_empty(), "migrator.command", "empty", "write a program and its arguments")?;
+    require(
+        machine.command.is_some() || !migrator.starts_destination,
+        "migrator.starts-destination",
+        "true",
+        "the sweep's own command starts a QEMU on both sides: write machine.command, or leave this out",
+    )?;
+    migrator_words(migrator, &MigrationEnds::default()).map(|_| ())
+}
+
 fn check_link(link: &SweepLink) -> Result<(), SpecError> {
+    let is_shaped = SweepLink { unshaped: false, ..link.clone() } != SweepLink::default();
+    let expected = "a rate, a delay or loss shapes the link: leave them out, or this";
+    require(!(link.unshaped && is_shaped), "link.unshaped", "true", expected)?;
     if let Some(rate) = link.rate {
         let fits = (SLOWEST..=FASTEST).contains(&rate.0);
         let expected = "write \"1Mbit/s\" to \"100Gbit/s\", or leave it out for no limit";

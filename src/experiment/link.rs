@@ -41,7 +41,8 @@ impl LinkEnd {
         }
     }
 
-    fn address(self) -> &'static str {
+    /// The address of the host at this end.
+    pub(crate) fn address(self) -> &'static str {
         match self {
             Self::First => "10.0.0.1",
             Self::Second => "10.0.0.2",
@@ -56,7 +57,7 @@ impl LinkEnd {
 }
 
 impl SweepLink {
-    /// Whether there is to be a link at all. One without delay is asked for by `delay = "0ms"`.
+    /// Whether there is to be a link at all. One that is not shaped is asked for by `unshaped = true`.
     pub(crate) fn is_asked_for(&self) -> bool {
         *self != Self::default()
     }
@@ -98,7 +99,11 @@ impl fmt::Display for SweepLink {
         }));
         parts.extend(self.delay.map(|delay| format!("{} each way", humantime::format_duration(delay))));
         parts.extend(self.loss.as_ref().map(|loss| format!("{loss} lost")));
-        if parts.is_empty() { f.write_str("unix sockets") } else { f.write_str(&parts.join(", ")) }
+        match parts.as_slice() {
+            [] if self.unshaped => f.write_str("as fast as it is"),
+            [] => f.write_str("unix sockets"),
+            parts => f.write_str(&parts.join(", ")),
+        }
     }
 }
 
@@ -229,7 +234,7 @@ pub(crate) fn joining(second: u32) -> Vec<LinkStep> {
 /// The commands that shape the link, at both ends.
 pub(crate) fn shaping(link: &SweepLink) -> Vec<LinkStep> {
     let need = match link {
-        SweepLink { delay: None, loss: None, rate: None } => LinkNeed::Nothing,
+        SweepLink { delay: None, loss: None, rate: None, .. } => LinkNeed::Nothing,
         SweepLink { delay: None, loss: None, .. } => LinkNeed::Bucket,
         _ => LinkNeed::Netem,
     };
@@ -266,6 +271,7 @@ mod tests {
         use LinkNeed::{Bucket, Netem, Nothing};
         let cases = [
             ("", "noqueue", 65535, Nothing),
+            ("unshaped = true", "noqueue", 65535, Nothing),
             ("rate = \"1Gbit/s\"", "tbf rate 1000000000bit burst 500000 limit 1000000", 65535, Bucket),
             ("rate = \"100Mbit/s\"", "tbf rate 100000000bit burst 50000 limit 262144", 65535, Bucket),
             ("rate = \"1Mbit/s\"", "tbf rate 1000000bit burst 16384 limit 262144", 65535, Bucket),
@@ -305,6 +311,7 @@ mod tests {
             ("rate = \"100Mbit/s\"", "100 Mbit/s"),
             ("rate = \"2.5Gbit/s\"\ndelay = \"5ms\"\nloss = \"0.1%\"", "2.5 Gbit/s, 5ms each way, 0.1% lost"),
             ("delay = \"0s\"", "0s each way"),
+            ("unshaped = true", "as fast as it is"),
         ];
         for (text, told) in cases {
             assert_eq!(link(text).to_string(), told);

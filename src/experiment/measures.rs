@@ -4,6 +4,7 @@
 
 use super::{
     debug_lines::{GuestCounts, GuestHeard},
+    run_changes::RunChanges,
     spec::SweepSpec,
 };
 use crate::progress::Outcome;
@@ -39,6 +40,12 @@ pub(crate) struct TrialObservation {
     /// When the destination first announced the guest's address.
     pub(crate) announced: Option<u64>,
     pub(crate) outcome: Option<Outcome>,
+    /// Whether it was another program than the engine, which tells no outcome.
+    pub(crate) is_by_migrator: bool,
+    /// What the sweep itself heard of the source's QEMU and the destination's.
+    pub(crate) changes: [RunChanges; 2],
+    /// The time in which the destination's QEMU was started before the migration, in milliseconds.
+    pub(crate) start: Option<f64>,
     /// CPU times in milliseconds of the source's QEMU, the destination's, and the engine.
     pub(crate) cpu: [Option<f64>; 3],
     pub(crate) steal: Option<f64>,
@@ -68,8 +75,14 @@ pub(crate) fn all_counts(seen: &TrialObservation) -> Vec<&GuestCounts> {
 pub(crate) fn figures(setup: &SweepSpec, seen: &TrialObservation) -> Figures {
     let mut figures = FigureBook(Figures::new());
     figures.put("command", Some(milliseconds(seen.end.saturating_sub(seen.begin))));
+    figures.put("total.with-start", seen.start.map(|start| start + milliseconds(seen.end.saturating_sub(seen.begin))));
+    let blackout = blackout_by_events(&seen.changes);
+    figures.put("blackout.events", blackout);
     if let Some(outcome) = &seen.outcome {
         figures.outcome(setup, outcome);
+    } else if seen.is_by_migrator {
+        figures.put("total", Some(milliseconds(seen.end.saturating_sub(seen.begin))));
+        figures.put("blackout", blackout);
     }
     for (name, cpu) in ["cpu.source", "cpu.destination", "cpu.engine"].into_iter().zip(seen.cpu) {
         figures.put(name, cpu);
@@ -103,6 +116,13 @@ pub(crate) fn figures(setup: &SweepSpec, seen: &TrialObservation) -> Figures {
         }
     }
     figures.0
+}
+
+/// From the last STOP of the source before the first RESUME of the destination to this, in milliseconds.
+fn blackout_by_events([source, destination]: &[RunChanges; 2]) -> Option<f64> {
+    let resumed = *destination.resumes.first()?;
+    let stopped = source.stops.iter().rev().find(|stopped| **stopped <= resumed)?;
+    Some((resumed - stopped) as f64 / 1e3)
 }
 
 fn milliseconds(nanoseconds: u64) -> f64 {
@@ -259,6 +279,11 @@ mod tests {
             cpu: [Some(5.0), None, Some(7.0)],
             announced: Some(2035 * MS),
             carried: Some(123),
+            start: Some(250.0),
+            changes: [
+                RunChanges { stops: vec![7_000, 900_000], resumes: vec![8_000] },
+                RunChanges { stops: vec![2_000_000], resumes: vec![921_500, 3_000_000] },
+            ],
             ..TrialObservation::default()
         };
         let mut pages = 0;
@@ -295,7 +320,10 @@ mod tests {
         let figures = figures(&setup(), &seen());
         let expected = [
             ("command", 1100.0),
+            ("total.with-start", 1350.0),
+            ("total", 1529.0),
             ("blackout", 21.137),
+            ("blackout.events", 21.5),
             ("ledger.quiesce", 2.106),
             ("outside.beats", 30.0),
             ("outside.echo", 30.0),
@@ -321,6 +349,30 @@ mod tests {
         let recovery = figures["guest.recovery"];
         assert!((400.0..=600.0).contains(&recovery), "{recovery}");
         assert!(!figures.contains_key("cpu.destination"), "what was not measured is left out");
+    }
+
+    #[test]
+    fn what_no_outcome_tells_is_measured_where_another_program_moved_the_guest() {
+        let told = figures(&setup(), &TrialObservation { outcome: None, ..seen() });
+        assert!(!told.contains_key("total") && !told.contains_key("blackout"), "an engine without an outcome");
+        let told = figures(&setup(), &TrialObservation { outcome: None, is_by_migrator: true, ..seen() });
+        assert_eq!(["total", "blackout", "blackout.events"].map(|name| told[name]), [1100.0, 21.5, 21.5]);
+    }
+
+    #[test]
+    fn a_blackout_is_between_a_stop_and_the_resume_behind_it() {
+        let changes = |stops: &[u64], resumes: &[u64]| RunChanges { stops: stops.into(), resumes: resumes.into() };
+        let cases = [
+            (changes(&[1000, 5000], &[]), changes(&[], &[7000]), Some(2.0)),
+            // a guest that came to the source by a migration of its own, and one that stopped again behind the end
+            (changes(&[5000, 9000], &[100]), changes(&[8000], &[7000, 9500]), Some(2.0)),
+            (changes(&[8000], &[]), changes(&[], &[7000]), None),
+            (changes(&[], &[]), changes(&[], &[7000]), None),
+            (changes(&[1000], &[2000]), changes(&[], &[]), None),
+        ];
+        for (source, destination, blackout) in cases {
+            assert_eq!(blackout_by_events(&[source.clone(), destination]), blackout, "{source:?}");
+        }
     }
 
     #[test]

@@ -16,9 +16,27 @@ const fn metric(name: &'static str, unit: &'static str, definition: &'static str
 
 /// All figures, in the order of the results. Of a figure `ledger.SPAN` there is one for each span of the blackout.
 pub(crate) const METRICS: &[SweepMetric] = &[
-    metric("total", "ms", "from the engine's start of work to its end, by its outcome"),
-    metric("command", "ms", "from the start of the process `qferry migrate` to its end"),
-    metric("blackout", "ms", "from STOP to RESUME by QEMU's events, by the outcome"),
+    metric(
+        "total",
+        "ms",
+        "from the engine's start of work to its end, by its outcome; of another program that moves the guest, as `command`",
+    ),
+    metric("command", "ms", "from the start of the process that moves the guest, such as `qferry migrate`, to its end"),
+    metric(
+        "total.with-start",
+        "ms",
+        "`command`, and before it from the start of the destination's QEMU until its monitor was there; of a program that starts this QEMU itself, `command`",
+    ),
+    metric(
+        "blackout",
+        "ms",
+        "from STOP to RESUME by QEMU's events, by the outcome; of another program that moves the guest, as `blackout.events`",
+    ),
+    metric(
+        "blackout.events",
+        "ms",
+        "from the source's last STOP to the destination's first RESUME by QEMU's own stamps, as the sweep heard them over further monitors, whoever moved the guest",
+    ),
     metric("ledger.*", "ms", "the part of the blackout in this span; the spans sum up to the blackout"),
     metric("qemu-downtime", "ms", "`downtime` as the source's QEMU reports it"),
     metric(
@@ -50,7 +68,7 @@ pub(crate) const METRICS: &[SweepMetric] = &[
     metric(
         "link.bytes",
         "B",
-        "carried by the link in both directions from the start of the process `qferry migrate` to its end, with headers and without packets that were lost, as its device at the source counted them; where there is a table `link`",
+        "carried by the link in both directions from the start of the process that moves the guest to its end, with headers and without packets that were lost, as its device at the source counted them; where there is a table `link`",
     ),
     metric(
         "postcopy.blocked",
@@ -100,7 +118,7 @@ pub(crate) const METRICS: &[SweepMetric] = &[
     metric("verified.blocks", "1", "blocks of disks that were read after the migration and found right"),
     metric("cpu.source", "ms", "CPU time of the source's QEMU during the migration"),
     metric("cpu.destination", "ms", "the same of the destination's"),
-    metric("cpu.engine", "ms", "the same of `qferry migrate`"),
+    metric("cpu.engine", "ms", "the same of the process that moved the guest, without those that it started"),
     metric("host.steal", "%", "the part of all CPU time that the host's own hypervisor took away during the migration"),
     metric("host.load", "1", "the load of the last minute at the trial's start"),
     metric("predicted.total", "ms", "total, as it was predicted; with predict = true under [migrate]"),

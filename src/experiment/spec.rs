@@ -41,6 +41,8 @@ pub(crate) struct SweepSpec {
     pub(crate) disks: SweepDisks,
     pub(crate) workload: SweepWorkload,
     pub(crate) link: SweepLink,
+    /// What makes the migrations, where it is not `qferry migrate`.
+    pub(crate) migrator: Option<SweepMigrator>,
     /// Options of `qferry migrate` by their names; `true` is an option without a value.
     pub(crate) migrate: toml::Table,
     /// Fields of a policy; `base` names the policy that has the rest.
@@ -122,6 +124,8 @@ pub(crate) struct SweepDisks {
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct SweepLink {
+    /// Whether the two QEMUs have a link also where nothing of it is shaped.
+    pub(crate) unshaped: bool,
     /// The rate of each direction.
     pub(crate) rate: Option<Rate>,
     /// The time that a packet takes, in each direction.
@@ -129,6 +133,17 @@ pub(crate) struct SweepLink {
     pub(crate) delay: Option<Duration>,
     /// The part of the packets that is lost in each direction, such as `0.1%`.
     pub(crate) loss: Option<String>,
+}
+
+/// A program that moves the guest in place of `qferry migrate`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct SweepMigrator {
+    /// The program and its arguments, with placeholders; see `--example`.
+    pub(crate) command: Vec<String>,
+    /// Whether it starts the destination's QEMU itself.
+    #[serde(default)]
+    pub(crate) starts_destination: bool,
 }
 
 /// What the guest does.
@@ -174,6 +189,7 @@ impl Default for SweepSpec {
             disks: SweepDisks::default(),
             workload: SweepWorkload::default(),
             link: SweepLink::default(),
+            migrator: None,
             migrate: toml::Table::new(),
             policy: toml::Table::new(),
             factors: Vec::new(),

@@ -3,14 +3,17 @@
 use super::{
     command::{QemuFiles, qemu_words},
     debug_lines::{GuestHeard, GuestReady},
+    event_monitor::{COMMAND, EventMonitor, ask},
     host,
     listening::{DebugPort, SweepClock},
+    run_changes::RunChanges,
     spec::SweepSpec,
 };
 use crate::{
     endpoint::{Address, dial},
     qmp::{QmpClient, QmpOptions, QmpRequest},
 };
+use serde_json::Value;
 use std::{
     fs::File,
     io,
@@ -28,8 +31,6 @@ use tokio::{
 const MONITOR: Duration = Duration::from_secs(30);
 /// The time in which the guest must have filled its memory and disks; each GiB has as much again.
 const READY: Duration = Duration::from_secs(60);
-/// A command to a monitor of the sweep's own QEMU.
-const COMMAND: Duration = Duration::from_secs(10);
 /// The time in which a QEMU that was told to end must have.
 const END: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(5);
@@ -78,6 +79,10 @@ pub(crate) struct StartedQemu {
     pub(crate) files: QemuFiles,
     port: DebugPort,
     errors: PathBuf,
+    /// The further monitor, where its command has one.
+    events: Option<EventMonitor>,
+    /// The time from the start until the monitor was there.
+    pub(crate) took: Duration,
 }
 
 /// A command, behind the words that enter its network namespace, whose process ends with this one, also where this one
@@ -118,8 +123,11 @@ impl StartedQemu {
             .spawn()
             .map_err(|source| TrialError::Start { program: words.first().cloned().unwrap_or_default(), source })?;
         let pid = child.id().unwrap_or_default();
-        let mut started = Self { child, pid, files, port, errors };
-        let deadline = Instant::now() + MONITOR;
+        let begun = Instant::now();
+        let is_named = |file: &Path| words.iter().any(|word| word.contains(&*file.to_string_lossy()));
+        let events = is_named(&files.events).then(|| EventMonitor::watch(&files.events));
+        let mut started = Self { child, pid, files, port, errors, events, took: Duration::ZERO };
+        let deadline = begun + MONITOR;
         // Who finds the socket can connect to it: QEMU listens before it is named.
         while !started.files.qmp.exists() {
             if started.has_ended() {
@@ -129,6 +137,14 @@ impl StartedQemu {
                 return Err(TrialError::Other(format!("{qemu} has opened no monitor within {} s", MONITOR.as_secs())));
             }
             sleep(LOOK).await;
+        }
+        started.took = begun.elapsed();
+        let comes_later = waits && setup.migrator.as_ref().is_some_and(|migrator| migrator.starts_destination);
+        if let Some(events) = started.events.as_ref().filter(|_| !comes_later) {
+            if !events.connected().await {
+                let socket = started.files.events.display();
+                return Err(TrialError::Other(format!("nobody answers at the further monitor {socket}")));
+            }
         }
         Ok(started)
     }
@@ -183,9 +199,30 @@ impl StartedQemu {
         self.port.with(read)
     }
 
-    /// The CPU time so far, in milliseconds.
+    /// The CPU time of QEMU so far, in milliseconds.
     pub(crate) fn cpu(&self) -> Option<f64> {
-        host::cpu_time(self.pid)
+        self.events.as_ref().map_or_else(|| host::cpu_time(self.pid), EventMonitor::cpu)
+    }
+
+    /// When the guest stopped and resumed, as far as the further monitor told.
+    pub(crate) fn changes(&self) -> RunChanges {
+        self.events.as_ref().map(EventMonitor::changes).unwrap_or_default()
+    }
+
+    /// Whether the guest runs; none where nobody answers.
+    pub(crate) async fn runs(&self) -> Option<bool> {
+        self.ask(QmpRequest::named("query-status")).await.ok()?["running"].as_bool()
+    }
+
+    /// Asks over the further monitor, which is held all the time, or over the only one.
+    async fn ask(&self, request: QmpRequest) -> Result<Value, String> {
+        if let Some(events) = &self.events {
+            return ask(&events.client().ok_or("no monitor is there")?, request).await;
+        }
+        let address = Address::unix(&self.files.qmp).map_err(|error| error.to_string())?;
+        let dialed = dial(&address, COMMAND).await.map_err(|error| error.to_string())?;
+        let client = QmpClient::connect(dialed.stream, QmpOptions::labelled("sweep")).await;
+        ask(&client.map_err(|error| error.to_string())?, request).await
     }
 
     /// Presses a key of the guest's keyboard.
@@ -193,16 +230,11 @@ impl StartedQemu {
     /// # Errors
     /// The monitor does not answer, or refuses.
     pub(crate) async fn press(&self, key: &str) -> Result<(), TrialError> {
-        let wrong = |error: &dyn std::fmt::Display| {
-            TrialError::Other(format!("the guest could not be asked to check its data: {error}"))
-        };
-        let address = Address::unix(&self.files.qmp).map_err(|error| wrong(&error))?;
-        let dialed = dial(&address, COMMAND).await.map_err(|error| wrong(&error))?;
-        let client =
-            QmpClient::connect(dialed.stream, QmpOptions::labelled("sweep")).await.map_err(|error| wrong(&error))?;
         let keys = serde_json::json!([{ "type": "qcode", "data": key }]);
-        let request = QmpRequest::named("send-key").with("keys", keys);
-        client.start(request, COMMAND).await.map(|_| ()).map_err(|error| wrong(&error))
+        let pressed = self.ask(QmpRequest::named("send-key").with("keys", keys)).await;
+        pressed
+            .map(|_| ())
+            .map_err(|error| TrialError::Other(format!("the guest could not be asked to check its data: {error}")))
     }
 
     /// Ends the process, and waits until it is gone.

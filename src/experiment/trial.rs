@@ -4,7 +4,7 @@
 //! destination, as long as machine, disks and workload stay the same.
 
 use super::{
-    command::{QemuFiles, migrate_words},
+    command::{QemuFiles, moving_words},
     debug_lines::GuestReady,
     engine_run::{EngineCall, EngineRun},
     host,
@@ -13,7 +13,9 @@ use super::{
     link::LinkEnd,
     listening::{NetworkProbe, SweepClock},
     measures::{Figures, TrialObservation, all_counts, figures, gap},
+    migrator::{MigrationEnds, MigratorEnd},
     spec::{SweepDisks, SweepLink, SweepMachine, SweepSpec, SweepWorkload},
+    spec_error::SpecError,
     started_qemu::{StartedQemu, TrialError, last_line, of_file},
 };
 use crate::{progress::RunsOn, run_id::RunId, trust};
@@ -195,6 +197,7 @@ impl TrialBed {
         let socket = |name: &str| self.sockets.join(format!("{number}.{name}"));
         let mut files = QemuFiles {
             qmp: socket("qmp"),
+            events: socket("events"),
             debug: socket("debug"),
             net: socket("net"),
             net_peer: self.sockets.join("switch"),
@@ -227,7 +230,8 @@ impl TrialBed {
         let LiveGuest { mut qemu, kind, ready, legs, end } = guest;
         let state = self.sockets.join("state");
         fs::create_dir_all(&state).map_err(of_file(&state))?;
-        let policy = match limits::policy(setup).map_err(|error| TrialError::Other(error.to_string()))? {
+        let unusable = |error: SpecError| TrialError::Other(error.to_string());
+        let policy = match limits::policy(setup).map_err(unusable)? {
             Some(table) => {
                 let file = state.join("policy.toml");
                 fs::write(&file, table.to_string()).map_err(of_file(&file))?;
@@ -240,15 +244,20 @@ impl TrialBed {
         hook(setup.prepare.as_ref(), "prepare", &places).await?;
         seen.watched_from = self.clock.now();
         sleep(setup.before).await;
-        let cpu = [qemu.cpu(), destination.cpu()];
+        let starts_destination = setup.migrator.as_ref().is_some_and(|migrator| migrator.starts_destination);
+        // A QEMU that is not there yet has used nothing.
+        let cpu = [qemu.cpu(), destination.cpu().or(starts_destination.then_some(0.0))];
         let ticks = host::steal_ticks();
+        let ends = MigrationEnds {
+            source_qmp: qemu.files.qmp.clone(),
+            destination_qmp: destination.files.qmp.clone(),
+            destination: setup.link.is_asked_for().then_some(end.other()),
+        };
         let call = EngineCall {
             entrance: self.enter(end),
             is_without_names: self.hosts.as_ref().is_some_and(JoinedHosts::are_of_a_user),
-            engine: &self.engine,
-            source: &qemu.files.qmp,
-            destination: &destination.files.qmp,
-            options: migrate_words(setup, policy.as_ref(), end.other()),
+            words: moving_words(setup, &self.engine, policy.as_ref(), &ends).map_err(unusable)?,
+            is_engine: setup.migrator.is_none(),
             state,
             limit: setup.limit,
         };
@@ -258,20 +267,27 @@ impl TrialBed {
         let run = call.run(self.clock).await?;
         seen.carried = carried().zip(carried_before).map(|(after, before)| after.saturating_sub(before));
         (seen.begin, seen.end) = (run.begin, run.end);
+        let start = if starts_destination { Duration::ZERO } else { destination.took };
+        seen.start = Some(start.as_secs_f64() * 1e3);
         let used = |before: Option<f64>, after: Option<f64>| Some(after? - before?);
         seen.cpu = [used(cpu[0], qemu.cpu()), used(cpu[1], destination.cpu()), run.cpu];
         seen.steal = stolen(ticks, host::steal_ticks());
         sleep(setup.after).await;
         seen.watched_until = self.clock.now();
-        let mut result = ended(&run, legs);
+        seen.is_by_migrator = setup.migrator.is_some();
+        let (mut result, runs_on) = if seen.is_by_migrator {
+            ended_by_migrator(&run, legs, [qemu.runs().await, destination.runs().await])
+        } else {
+            (ended(&run, legs), run.outcome.as_ref().map(|outcome| outcome.runs_on))
+        };
         hook(setup.cleanup.as_ref(), "cleanup", &places).await?;
-        let runs_on = run.outcome.as_ref().map(|outcome| outcome.runs_on);
         let is_there = runs_on == Some(RunsOn::Destination);
         if is_there && setup.verify {
             result.invalid.extend(verify(&mut destination, ready).await.err());
         }
         seen.source = qemu.heard();
         seen.destination = destination.heard();
+        seen.changes = [qemu.changes(), destination.changes()];
         let probed = self.probe.probed();
         (seen.echoes, seen.announced) = (probed.answers, probed.announced);
         seen.outcome = run.outcome;
@@ -283,11 +299,16 @@ impl TrialBed {
         let source_files = qemu.files.clone();
         Ok(match runs_on {
             Some(RunsOn::Destination) if result.invalid.is_empty() => {
-                qemu.ended().await;
+                match seen.is_by_migrator {
+                    // Not every program ends the source's QEMU, and what belongs to it stays in any case.
+                    true => qemu.end().await,
+                    false => qemu.ended().await,
+                }
                 remove(&source_files);
                 (result, keep(destination, end.other()), None)
             }
-            Some(RunsOn::Source) if result.invalid.is_empty() && !qemu.has_ended() => {
+            // What another program has left in the source, nobody knows.
+            Some(RunsOn::Source) if result.invalid.is_empty() && !qemu.has_ended() && !seen.is_by_migrator => {
                 (result, keep(qemu, end), Some(destination))
             }
             // A guest that is not known to be whole goes nowhere else.
@@ -340,6 +361,24 @@ fn ended(run: &EngineRun, leg: u32) -> TrialResult {
     }
 }
 
+/// The same of another program, with where the guest runs.
+fn ended_by_migrator(run: &EngineRun, leg: u32, runs: [Option<bool>; 2]) -> (TrialResult, Option<RunsOn>) {
+    let end = MigratorEnd {
+        succeeded: run.succeeded,
+        is_over_limit: run.is_over_limit,
+        last_words: if run.last_words.is_empty() {
+            "the command has failed, and said nothing"
+        } else {
+            &run.last_words
+        },
+        runs,
+    };
+    let (outcome, reason) = end.outcome();
+    let is_censored = run.is_over_limit;
+    let result = TrialResult { outcome: outcome.into(), reason, is_censored, leg, ..TrialResult::default() };
+    (result, Some(end.runs_on()))
+}
+
 /// The accelerator to use: KVM where it is asked for or can be opened.
 fn accelerator(wanted: &str) -> &str {
     let opens = || File::options().read(true).write(true).open("/dev/kvm").is_ok();
@@ -351,8 +390,9 @@ fn accelerator(wanted: &str) -> &str {
 }
 
 fn remove(files: &QemuFiles) {
-    let sockets = [&files.qmp, &files.debug, &files.net, &files.qmp.with_extension("stderr")].map(PathBuf::clone);
-    for file in files.disks.iter().chain(&sockets) {
+    let of_qmp = ["stderr", "ram", "nbd"].map(|extension| files.qmp.with_extension(extension));
+    let sockets = [&files.qmp, &files.events, &files.debug, &files.net];
+    for file in files.disks.iter().chain(sockets).chain(&of_qmp) {
         // one that was never made needs no removal
         fs::remove_file(file).ok();
     }
