@@ -95,6 +95,11 @@ impl<'a> SweepAnalysis<'a> {
         Self { plan, records, configurations }
     }
 
+    /// The figures of the blackout and of the time in all by which the combinations are compared.
+    pub(crate) fn compared(&self) -> (&'static str, &'static str) {
+        self.plan.compared()
+    }
+
     /// The seed of all intervals.
     fn seed(&self) -> u64 {
         self.plan.spec.seed

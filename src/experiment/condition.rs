@@ -200,7 +200,7 @@ pub(crate) fn meeting(analysis: &SweepAnalysis<'_>, goal: &FigureCondition, seed
             Some(MetGoal {
                 configuration,
                 figure,
-                total: FigureStatistic::MEDIAN.estimate(&trials.values("total"), seed)?,
+                total: FigureStatistic::MEDIAN.estimate(&trials.values(analysis.compared().1), seed)?,
                 certainty: if is_sure { GoalCertainty::Sure } else { GoalCertainty::Likely },
                 met: values.iter().filter(|value| holds(**value)).count(),
                 tried: trials.tried,

@@ -85,6 +85,15 @@ impl SweepPlan {
         Ok(Self { spec, factors, configurations, trials })
     }
 
+    /// The figures by which its combinations are compared: of the blackout, and of the time in all. Where other
+    /// programs move the guest as well, these are measured the same way for all of them.
+    pub(crate) fn compared(&self) -> (&'static str, &'static str) {
+        match self.configurations.iter().any(|configuration| configuration.setup.migrator.is_some()) {
+            true => ("blackout.events", "total.with-start"),
+            false => ("blackout", "total"),
+        }
+    }
+
     /// The links of its trials, each once.
     pub(crate) fn links(&self) -> Vec<&SweepLink> {
         let mut links = Vec::new();
@@ -381,6 +390,8 @@ mod tests {
         let migrators: Vec<_> = plan.configurations.iter().map(|one| one.setup.migrator.as_ref()).collect();
         let starts = migrators.iter().map(|one| one.map(|migrator| migrator.starts_destination));
         assert_eq!(starts.collect::<Vec<_>>(), [None, Some(false), Some(true)]);
+        assert_eq!(plan.compared(), ("blackout.events", "total.with-start"));
+        assert_eq!(SweepPlan::read(TWO).expect("the spec is right").compared(), ("blackout", "total"));
     }
 
     #[test]

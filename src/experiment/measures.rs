@@ -40,8 +40,6 @@ pub(crate) struct TrialObservation {
     /// When the destination first announced the guest's address.
     pub(crate) announced: Option<u64>,
     pub(crate) outcome: Option<Outcome>,
-    /// Whether it was another program than the engine, which tells no outcome.
-    pub(crate) is_by_migrator: bool,
     /// What the sweep itself heard of the source's QEMU and the destination's.
     pub(crate) changes: [RunChanges; 2],
     /// The time in which the destination's QEMU was started before the migration, in milliseconds.
@@ -76,13 +74,9 @@ pub(crate) fn figures(setup: &SweepSpec, seen: &TrialObservation) -> Figures {
     let mut figures = FigureBook(Figures::new());
     figures.put("command", Some(milliseconds(seen.end.saturating_sub(seen.begin))));
     figures.put("total.with-start", seen.start.map(|start| start + milliseconds(seen.end.saturating_sub(seen.begin))));
-    let blackout = blackout_by_events(&seen.changes);
-    figures.put("blackout.events", blackout);
+    figures.put("blackout.events", blackout_by_events(&seen.changes));
     if let Some(outcome) = &seen.outcome {
         figures.outcome(setup, outcome);
-    } else if seen.is_by_migrator {
-        figures.put("total", Some(milliseconds(seen.end.saturating_sub(seen.begin))));
-        figures.put("blackout", blackout);
     }
     for (name, cpu) in ["cpu.source", "cpu.destination", "cpu.engine"].into_iter().zip(seen.cpu) {
         figures.put(name, cpu);
@@ -352,11 +346,11 @@ mod tests {
     }
 
     #[test]
-    fn what_no_outcome_tells_is_measured_where_another_program_moved_the_guest() {
+    fn without_an_outcome_there_is_what_is_measured_for_every_program() {
         let told = figures(&setup(), &TrialObservation { outcome: None, ..seen() });
-        assert!(!told.contains_key("total") && !told.contains_key("blackout"), "an engine without an outcome");
-        let told = figures(&setup(), &TrialObservation { outcome: None, is_by_migrator: true, ..seen() });
-        assert_eq!(["total", "blackout", "blackout.events"].map(|name| told[name]), [1100.0, 21.5, 21.5]);
+        let measured = ["command", "total.with-start", "blackout.events", "outside.beats"].map(|name| told[name]);
+        assert_eq!(measured, [1100.0, 1350.0, 21.5, 30.0]);
+        assert!(!told.contains_key("total") && !told.contains_key("blackout"), "what the engine alone tells");
     }
 
     #[test]

@@ -16,11 +16,7 @@ const fn metric(name: &'static str, unit: &'static str, definition: &'static str
 
 /// All figures, in the order of the results. Of a figure `ledger.SPAN` there is one for each span of the blackout.
 pub(crate) const METRICS: &[SweepMetric] = &[
-    metric(
-        "total",
-        "ms",
-        "from the engine's start of work to its end, by its outcome; of another program that moves the guest, as `command`",
-    ),
+    metric("total", "ms", "from the engine's start of work to its end, by its outcome"),
     metric("command", "ms", "from the start of the process that moves the guest, such as `qferry migrate`, to its end"),
     metric(
         "total.with-start",
@@ -30,7 +26,7 @@ pub(crate) const METRICS: &[SweepMetric] = &[
     metric(
         "blackout",
         "ms",
-        "from STOP to RESUME by QEMU's events, by the outcome; of another program that moves the guest, as `blackout.events`",
+        "from the stop of the guest's CPUs, which can be before STOP, to RESUME by QEMU's events, by the outcome",
     ),
     metric(
         "blackout.events",

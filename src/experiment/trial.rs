@@ -274,8 +274,8 @@ impl TrialBed {
         seen.steal = stolen(ticks, host::steal_ticks());
         sleep(setup.after).await;
         seen.watched_until = self.clock.now();
-        seen.is_by_migrator = setup.migrator.is_some();
-        let (mut result, runs_on) = if seen.is_by_migrator {
+        let is_by_migrator = setup.migrator.is_some();
+        let (mut result, runs_on) = if is_by_migrator {
             ended_by_migrator(&run, legs, [qemu.runs().await, destination.runs().await])
         } else {
             (ended(&run, legs), run.outcome.as_ref().map(|outcome| outcome.runs_on))
@@ -299,7 +299,7 @@ impl TrialBed {
         let source_files = qemu.files.clone();
         Ok(match runs_on {
             Some(RunsOn::Destination) if result.invalid.is_empty() => {
-                match seen.is_by_migrator {
+                match is_by_migrator {
                     // Not every program ends the source's QEMU, and what belongs to it stays in any case.
                     true => qemu.end().await,
                     false => qemu.ended().await,
@@ -308,7 +308,7 @@ impl TrialBed {
                 (result, keep(destination, end.other()), None)
             }
             // What another program has left in the source, nobody knows.
-            Some(RunsOn::Source) if result.invalid.is_empty() && !qemu.has_ended() && !seen.is_by_migrator => {
+            Some(RunsOn::Source) if result.invalid.is_empty() && !qemu.has_ended() && !is_by_migrator => {
                 (result, keep(qemu, end), Some(destination))
             }
             // A guest that is not known to be whole goes nowhere else.

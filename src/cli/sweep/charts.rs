@@ -8,14 +8,18 @@ use crate::{
     experiment::{SweepAnalysis, SweepPlan, SweepResults, TrialSample, definition, in_order},
 };
 
-/// The figures of which the effect of each factor is shown.
-pub(super) const EFFECTS: [&str; 4] = ["blackout", "outside.beats", "total", "guest.pages.during"];
 /// Most configurations in one picture: more cannot be told apart.
 const MOST: usize = 8;
 /// The height of one row of a picture of rows.
 const ROW: f64 = 40.0;
 /// The time around the stop of the guest that is drawn.
 const AROUND: (f64, f64) = (-1500.0, 2500.0);
+
+/// The figures of which the effect of each factor is shown.
+pub(super) fn shown(analysis: &SweepAnalysis<'_>) -> [&'static str; 4] {
+    let (blackout, total) = analysis.compared();
+    [blackout, "outside.beats", total, "guest.pages.during"]
+}
 
 /// A line over time, with its name.
 type NamedLine = (&'static str, Vec<(f64, f64)>);
@@ -28,14 +32,14 @@ pub(super) fn pictures(
 ) -> Vec<(String, &'static str, Picture)> {
     let mut pictures = Vec::new();
     for (at, factor) in plan.factors.iter().enumerate() {
-        for figure in EFFECTS {
+        for figure in shown(analysis) {
             if let Some(picture) = effect(analysis, at, factor, figure) {
                 pictures.push((format!("effect-{}-{figure}", at + 1), "Effects", picture));
             }
         }
     }
     let named = [
-        ("ecdf-blackout", "Blackout", distribution(analysis, "blackout")),
+        ("ecdf-blackout", "Blackout", distribution(analysis, analysis.compared().0)),
         ("ecdf-outside", "Blackout", distribution(analysis, "outside.beats")),
         ("ledger", "Blackout", ledger(results, analysis)),
         ("trade-off", "Blackout against total time", trade_off(analysis)),
@@ -183,14 +187,15 @@ fn ledger(results: &SweepResults, analysis: &SweepAnalysis<'_>) -> Option<Pictur
 }
 
 fn trade_off(analysis: &SweepAnalysis<'_>) -> Option<Picture> {
+    let (of_blackout, of_total) = analysis.compared();
     let medians: Vec<(usize, f64, f64)> = (0..)
         .zip(&analysis.configurations)
-        .filter_map(|(at, trials)| Some((at, trials.median("total")?, trials.median("blackout")?)))
+        .filter_map(|(at, trials)| Some((at, trials.median(of_total)?, trials.median(of_blackout)?)))
         .collect();
     if medians.len() < 2 {
         return None;
     }
-    let efficient = analysis.efficient("blackout", "total");
+    let efficient = analysis.efficient(of_blackout, of_total);
     let mut front: Vec<(f64, f64)> = medians
         .iter()
         .filter(|(at, ..)| efficient.contains(at))
@@ -212,8 +217,8 @@ fn trade_off(analysis: &SweepAnalysis<'_>) -> Option<Picture> {
     }
     Some(Picture {
         title: "Medians of each setting; * none is shorter in both".into(),
-        x: PictureAxis::around(&axis_name("total"), medians.iter().map(|one| one.1), true),
-        y: PictureAxis::around(&axis_name("blackout"), medians.iter().map(|one| one.2), true),
+        x: PictureAxis::around(&axis_name(of_total), medians.iter().map(|one| one.1), true),
+        y: PictureAxis::around(&axis_name(of_blackout), medians.iter().map(|one| one.2), true),
         legend: Vec::new(),
         has_blocks: false,
         marks,
@@ -224,11 +229,12 @@ fn trade_off(analysis: &SweepAnalysis<'_>) -> Option<Picture> {
 /// The guest's throughput around its stop: of the setting with the longest blackout, the trial at the median and the
 /// worst.
 fn timelines(results: &SweepResults, analysis: &SweepAnalysis<'_>) -> Vec<(String, Picture)> {
-    let blackouts = analysis.configurations.iter().map(|trials| trials.median("blackout").unwrap_or(f64::NEG_INFINITY));
+    let (figure, _) = analysis.compared();
+    let blackouts = analysis.configurations.iter().map(|trials| trials.median(figure).unwrap_or(f64::NEG_INFINITY));
     let Some((longest, _)) = blackouts.enumerate().max_by(|one, other| one.1.total_cmp(&other.1)) else {
         return Vec::new();
     };
-    let Some((typical, worst)) = analysis.typical_and_worst(longest, "blackout") else { return Vec::new() };
+    let Some((typical, worst)) = analysis.typical_and_worst(longest, figure) else { return Vec::new() };
     let label = &analysis.configurations[longest].label;
     let mut trials = vec![("typical", typical)];
     if worst != typical {

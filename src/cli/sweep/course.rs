@@ -109,7 +109,8 @@ fn tell(plan: &SweepPlan, record: &TrialRecord, left: Duration, begin: Instant, 
         plan.configurations[record.configuration],
         record.outcome
     );
-    for (name, words) in [("blackout", "blackout"), ("outside.beats", "heard from outside"), ("total", "in all")] {
+    let (blackout, total) = plan.compared();
+    for (name, words) in [(blackout, "blackout"), ("outside.beats", "heard from outside"), (total, "in all")] {
         if let Some(ms) = number(name) {
             text += &format!(", {words} {ms:.1} ms");
         }

@@ -5,7 +5,7 @@
 //! sheet shows one of the two.
 
 use super::{
-    charts::{self, EFFECTS},
+    charts::{self, shown},
     picture::{Picture, number, with_interval},
 };
 use crate::{
@@ -18,8 +18,6 @@ use std::{ffi::OsStr, fmt::Write as _, fs, io, path::Path};
 
 const WIDE: u32 = 1060;
 const NARROW: u32 = 358;
-/// The figures whose outliers are named.
-const WATCHED: [&str; 3] = ["blackout", "total", "outside.beats"];
 
 const STYLE: &str = "
 :root{color-scheme:light dark;--paper:#FFFFFF;--ink:#1B2026;--soft:#56606B;--grid:#E2E6EA}
@@ -140,7 +138,8 @@ fn page(
         effects(&mut page, plan, analysis);
     }
     page.put("<h2>Noise and outliers</h2>");
-    noise(&mut page, records, &analysis.far(&WATCHED));
+    let (blackout, total) = analysis.compared();
+    noise(&mut page, records, &analysis.far(&[blackout, total, "outside.beats"]));
     page.put("<h2>What the figures are</h2>");
     let rows: Vec<Vec<String>> = results
         .figure_names()
@@ -165,20 +164,22 @@ fn cell(estimate: Option<IntervalEstimate>) -> String {
 
 /// A row for each combination.
 fn settings(page: &mut Page, plan: &SweepPlan, analysis: &SweepAnalysis<'_>) {
-    let efficient = analysis.efficient("blackout", "total");
+    let (blackout, total) = analysis.compared();
+    let efficient = analysis.efficient(blackout, total);
     let mut head: Vec<&str> = plan.factors.iter().map(String::as_str).collect();
     let labels = head.len();
-    head.extend(["count / tried", "blackout, ms", "p95", "from outside, ms", "total, ms", "pages during / before"]);
+    let times = [blackout, total].map(|figure| format!("{figure}, ms"));
+    head.extend(["count / tried", &times[0], "p95", "from outside, ms", &times[1], "pages during / before"]);
     let rows: Vec<Vec<String>> = (0..)
         .zip(&analysis.configurations)
         .map(|(at, trials)| {
             let mut row = trials.levels.clone();
             row.push(format!("{} / {}", trials.counted, trials.tried));
-            row.push(cell(analysis.median_of(at, "blackout")));
-            row.push(or_dash(analysis.quantile_of(at, "blackout", 0.95).map(number)));
+            row.push(cell(analysis.median_of(at, blackout)));
+            row.push(or_dash(analysis.quantile_of(at, blackout, 0.95).map(number)));
             row.push(cell(analysis.median_of(at, "outside.beats")));
             let mark = if efficient.contains(&at) { " *" } else { "" };
-            row.push(cell(analysis.median_of(at, "total")) + mark);
+            row.push(cell(analysis.median_of(at, total)) + mark);
             let share = trials.median("guest.pages.during").zip(trials.median("guest.pages.before"));
             row.push(share.map_or("–".into(), |(during, before)| format!("{:.0} %", during / before * 100.0)));
             row
@@ -186,12 +187,17 @@ fn settings(page: &mut Page, plan: &SweepPlan, analysis: &SweepAnalysis<'_>) {
         .collect();
     page.table(&head, labels, &rows);
     page.put("<p class=\"soft\">Medians with their intervals. * No other setting has a shorter blackout and a shorter total.</p>");
+    if blackout != "blackout" {
+        page.put(
+            "<p class=\"soft\">Programs are compared by what the sweep measures the same way for all of them.</p>",
+        );
+    }
 }
 
 fn effects(page: &mut Page, plan: &SweepPlan, analysis: &SweepAnalysis<'_>) {
     let mut rows = Vec::new();
     for (factor, name) in plan.factors.iter().enumerate() {
-        for figure in EFFECTS {
+        for figure in shown(analysis) {
             let unit = definition(figure).map_or("", |metric| metric.unit);
             for level in analysis.effect(factor, figure) {
                 let summary = level.summary;
