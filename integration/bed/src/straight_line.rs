@@ -2,6 +2,7 @@
 //! accepts this order, and its pause is the yardstick for the engine's.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -62,16 +63,74 @@ pub fn migrate_overlapped(pair: &Pair, downtime_limit: Duration) -> Result<Timin
 }
 
 fn line(pair: &Pair, downtime_limit: Duration, overlapped: bool) -> Result<Timings> {
+    let written = |disk: &usize| pair.spec().disks.get(*disk).is_some_and(DiskSpec::is_written);
+    let disks = (0..pair.spec().disks.len()).filter(written);
+    let nodes = disks.map(|disk| Ok([pair.source.node(disk)?, pair.destination.node(disk)?]));
+    let unix = |name: &str| format!("unix:{}", pair.run_dir().join(name).display());
+    let ends = Ends {
+        source: pair.source.qmp_path(),
+        destination: pair.destination.qmp_path(),
+        ram: pair.wire().map_or_else(|| unix("ram"), Wire::ram),
+        nbd: pair.wire().map_or_else(|| unix("nbd"), |wire| wire.nbd(Side::Destination)),
+        disks: nodes.collect::<Result<_>>()?,
+    };
+    let timings = line_between(&ends, downtime_limit, overlapped)?;
+    pair.source.wait_for_end(PATIENCE)?;
+    Ok(timings)
+}
+
+/// Two QEMUs that are not the bed's own, and the way between them.
+#[derive(Clone, Debug)]
+pub struct Ends {
+    /// The monitor of the source.
+    pub source: PathBuf,
+    /// The monitor of the destination, which waits with `-incoming defer`.
+    pub destination: PathBuf,
+    /// Where the destination is to listen for RAM: `tcp:HOST:PORT` or `unix:PATH`.
+    pub ram: String,
+    /// The same for disks.
+    pub nbd: String,
+    /// The nodes of each disk on the source and on the destination.
+    pub disks: Vec<[String; 2]>,
+}
+
+impl Ends {
+    /// Moves the running guest as [`migrate`] does, and quits the source.
+    ///
+    /// # Errors
+    /// Any command or job failed, or a phase took two minutes.
+    pub fn migrate(&self) -> Result<Timings> {
+        line_between(self, DOWNTIME_LIMIT, false)
+    }
+
+    /// The destination's address for NBD, for QEMU.
+    fn nbd_address(&self) -> Value {
+        match self.nbd.strip_prefix("tcp:").and_then(|at| at.rsplit_once(':')) {
+            Some((host, port)) => json!({"type": "inet", "data": {"host": host, "port": port}}),
+            None => json!({"type": "unix", "data": {"path": self.nbd.trim_start_matches("unix:")}}),
+        }
+    }
+
+    /// The URI of an export at that address, for the source.
+    fn nbd_target(&self, name: &str) -> String {
+        match self.nbd.strip_prefix("tcp:") {
+            Some(at) => format!("nbd://{at}/{name}"),
+            None => format!("nbd+unix:///{name}?socket={}", self.nbd.trim_start_matches("unix:")),
+        }
+    }
+}
+
+fn line_between(ends: &Ends, downtime_limit: Duration, overlapped: bool) -> Result<Timings> {
     let began = Instant::now();
-    let mut source = Qmp::connect(&pair.source.qmp_path())?;
-    let mut destination = Qmp::connect(&pair.destination.qmp_path())?;
+    let mut source = Qmp::connect(&ends.source)?;
+    let mut destination = Qmp::connect(&ends.destination)?;
     capabilities(&mut source, &["events", "return-path", "pause-before-switchover"])?;
     capabilities(&mut destination, &["events", "return-path", "late-block-activate"])?;
     let parameters = json!({"downtime-limit": downtime_limit.as_millis() as u64, "max-bandwidth": UNLIMITED});
     source.execute("migrate-set-parameters", &parameters)?;
     let mut timings = Timings::default();
 
-    let jobs = begin_mirrors(pair, &mut source, &mut destination)?;
+    let jobs = begin_mirrors(ends, &mut source, &mut destination)?;
     let mut unready: BTreeSet<&str> = jobs.iter().map(String::as_str).collect();
     if !overlapped {
         for_each_job(&mut source, &jobs, "BLOCK_JOB_READY")?;
@@ -81,12 +140,8 @@ fn line(pair: &Pair, downtime_limit: Duration, overlapped: bool) -> Result<Timin
     timings.storage = began.elapsed();
 
     let begin_memory = Instant::now();
-    let uri = match pair.wire() {
-        Some(wire) => wire.ram(),
-        None => format!("unix:{}", pair.run_dir().join("ram").display()),
-    };
-    listen(&mut destination, &uri)?;
-    source.execute("migrate", &json!({"uri": uri}))?;
+    listen(&mut destination, &ends.ram)?;
+    source.execute("migrate", &json!({"uri": ends.ram}))?;
     let (mut stop, mut paused) = (None, None);
     let last = source.wait("pre-switchover and every mirror", PATIENCE, |event| {
         match event.name.as_str() {
@@ -128,7 +183,6 @@ fn line(pair: &Pair, downtime_limit: Duration, overlapped: bool) -> Result<Timin
         source.execute("job-dismiss", &json!({"id": job}))?;
     }
     source.execute("quit", &json!({}))?;
-    pair.source.wait_for_end(PATIENCE)?;
     Ok(timings)
 }
 
@@ -151,25 +205,23 @@ fn capabilities(qmp: &mut Qmp, names: &[&str]) -> Result<()> {
 }
 
 /// Mirrors every disk at once.
-fn begin_mirrors(pair: &Pair, source: &mut Qmp, destination: &mut Qmp) -> Result<Vec<String>> {
-    let written = |disk: &usize| pair.spec().disks.get(*disk).is_some_and(DiskSpec::is_written);
-    let disks: Vec<usize> = (0..pair.spec().disks.len()).filter(written).collect();
-    if disks.is_empty() {
+fn begin_mirrors(ends: &Ends, source: &mut Qmp, destination: &mut Qmp) -> Result<Vec<String>> {
+    if ends.disks.is_empty() {
         return Ok(Vec::new());
     }
-    destination.execute("nbd-server-start", &json!({"addr": nbd_address(pair)}))?;
-    for disk in &disks {
-        let (name, node) = (format!("disk{disk}"), pair.destination.node(*disk)?);
+    destination.execute("nbd-server-start", &json!({"addr": ends.nbd_address()}))?;
+    for (disk, [_, node]) in ends.disks.iter().enumerate() {
+        let name = format!("disk{disk}");
         let export = json!({"type": "nbd", "id": name, "name": name, "node-name": node, "writable": true});
         destination.execute("block-export-add", &export)?;
     }
     let mut jobs = Vec::new();
-    for disk in &disks {
+    for (disk, [node, _]) in ends.disks.iter().enumerate() {
         let job = format!("mirror{disk}");
-        let target = nbd_target(pair, &format!("disk{disk}"));
+        let target = ends.nbd_target(&format!("disk{disk}"));
         source.execute(
             "drive-mirror",
-            &json!({"job-id": job, "device": pair.source.node(*disk)?, "target": target, "format": "raw", "mode": "existing",
+            &json!({"job-id": job, "device": node, "target": target, "format": "raw", "mode": "existing",
                 "sync": "top", "auto-dismiss": false, "on-target-error": "report"}),
         )?;
         jobs.push(job);
@@ -188,28 +240,6 @@ fn block_writes(source: &mut Qmp, jobs: &[String]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The destination's address for NBD.
-fn nbd_address(pair: &Pair) -> Value {
-    match pair.wire() {
-        Some(_) => {
-            let (host, port) = Wire::nbd_host_and_port(Side::Destination);
-            json!({"type": "inet", "data": {"host": host, "port": port}})
-        }
-        None => json!({"type": "unix", "data": {"path": pair.run_dir().join("nbd")}}),
-    }
-}
-
-/// The URI of an export at that address, for the source.
-fn nbd_target(pair: &Pair, name: &str) -> String {
-    match pair.wire() {
-        Some(_) => {
-            let (host, port) = Wire::nbd_host_and_port(Side::Destination);
-            format!("nbd://{host}:{port}/{name}")
-        }
-        None => format!("nbd+unix:///{name}?socket={}", pair.run_dir().join("nbd").display()),
-    }
 }
 
 /// Waits until a mirror that blocks writes has caught up. There is no event for that.

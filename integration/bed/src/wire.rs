@@ -112,11 +112,6 @@ impl Wire {
         format!("tcp:{}:{NBD}", address(side))
     }
 
-    /// Host and port of that address, for QEMU.
-    pub(crate) fn nbd_host_and_port(side: Side) -> (String, String) {
-        (address(side).to_string(), NBD.to_string())
-    }
-
     /// The options of the command that send RAM and disks over this link. The command must run on the source's host
     /// ([`Wire::on`]), where a user would start it.
     pub fn options(&self) -> Vec<String> {

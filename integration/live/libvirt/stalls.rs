@@ -2,11 +2,11 @@
 
 use super::diagnosed;
 use crate::support::{MIB, WAIT};
-use qferry_bed::{BootSector, Build, Link, Side, Wire, target_dir};
+use qferry_bed::{BootSector, Build, Libvirtd, LibvirtdSpec, Link, Side, Wire, give_to_nobody};
 use serde_json::{Value, json};
 use std::{
     fs,
-    os::unix::fs::{PermissionsExt, chown},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread::sleep,
@@ -14,59 +14,25 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// The user of the daemons and of their QEMUs.
-const NOBODY: u32 = 65534;
-/// The port on which a daemon takes the other one's calls.
-const PORT: u16 = 16509;
-/// What a daemon is started with: on a host of its own name, and with the unpacked programs and their data in place.
-const START: &str = "hostname \"$NAME\" && mount -t tmpfs none /mnt && mkdir /mnt/libvirt /mnt/qemu \
-    && mount --bind \"$LIBVIRT\" /mnt/libvirt && mount --bind \"$QEMU\" /mnt/qemu && mount --bind \"$LIBVIRT/share\" /usr/share \
-    && exec setpriv --reuid=65534 --regid=65534 --clear-groups env -i PATH=/usr/bin:/bin HOME=\"$AT\" XDG_RUNTIME_DIR=\"$AT/run\" \
-    XDG_CONFIG_HOME=\"$AT/config\" XDG_CACHE_HOME=\"$AT/cache\" XDG_DATA_HOME=\"$AT/data\" \
-    /mnt/libvirt/bin/libvirtd --listen -f \"$AT/libvirtd.conf\" --pid-file \"$AT/run/pid\" --timeout 600";
-
 /// A libvirtd on one of two hosts.
 struct Daemon {
     at: PathBuf,
-    child: Child,
+    libvirtd: Libvirtd,
 }
 
 impl Daemon {
     fn start(wire: &Wire, side: Side, at: PathBuf, build: &Build) -> Self {
         let address = wire.nbd(side).split(':').nth(1).unwrap().to_owned();
-        for folder in ["", "run", "config", "config/libvirt", "cache", "data"] {
-            fs::create_dir(at.join(folder)).unwrap();
-            chown(at.join(folder), Some(NOBODY), Some(NOBODY)).unwrap();
-        }
-        let number = side as usize + 1;
-        let settings = format!(
-            "listen_tls = 0\nlisten_tcp = 1\ntcp_port = \"{PORT}\"\nlisten_addr = \"{address}\"\nauth_tcp = \"none\"\n\
-             auth_unix_ro = \"none\"\nauth_unix_rw = \"none\"\nhost_uuid = \"00000000-0000-4000-8000-00000000000{number}\"\n\
-             log_filters = \"1:qemu.qemu_monitor\"\nlog_outputs = \"1:file:{}/log\"\n",
-            at.display()
-        );
-        fs::write(at.join("libvirtd.conf"), settings).unwrap();
-        // without virtlogd, and without a security driver of the host's
-        fs::write(at.join("config/libvirt/qemu.conf"), "stdio_handler = \"file\"\nsecurity_driver = \"none\"\n")
-            .unwrap();
-        let qemu = build.program("qemu-system-x86_64").canonicalize().unwrap();
-        let qemu = qemu.ancestors().nth(2).unwrap();
-        let log = fs::File::create(at.join("said")).unwrap();
-        let mut command = Command::new("unshare");
-        command.args(["--uts", "--mount", "sh", "-c", START]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        command.env("NAME", format!("host{number}")).env("AT", &at).env("LIBVIRT", programs()).env("QEMU", qemu);
-        let child = wire.on(side, || command.spawn().unwrap()).unwrap();
-        let daemon = Self { at, child };
-        let begun = Instant::now();
-        while !daemon.socket().exists() {
-            assert!(begun.elapsed() < WAIT, "{}", fs::read_to_string(daemon.at.join("said")).unwrap());
-            sleep(Duration::from_millis(20));
-        }
-        daemon
+        let qemu = build.program("qemu-system-x86_64");
+        let host = side as u32 + 1;
+        let spec =
+            LibvirtdSpec { at: &at, host, address: &address, qemu: &qemu, logs_monitors: true, shown: Vec::new() };
+        let libvirtd = wire.on(side, || Libvirtd::start(&spec)).unwrap().unwrap();
+        Self { at, libvirtd }
     }
 
     fn socket(&self) -> PathBuf {
-        self.at.join("run/libvirt/libvirt-sock")
+        self.libvirtd.socket()
     }
 
     /// The domain, as an address of a diagnosis.
@@ -75,16 +41,11 @@ impl Daemon {
     }
 
     fn virsh(&self) -> Command {
-        let mut command = Command::new(programs().join("bin/virsh"));
-        command.args(["-q", "-c", &format!("qemu:///session?socket={}", self.socket().display())]);
-        command.stdin(Stdio::null());
-        command
+        Libvirtd::virsh_at(&self.socket()).unwrap()
     }
 
     fn run(&self, arguments: &[&str]) -> String {
-        let output = self.virsh().args(arguments).output().unwrap();
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
+        self.libvirtd.run(arguments).unwrap()
     }
 
     /// A command to QEMU.
@@ -107,25 +68,8 @@ impl Daemon {
 
     /// The pid of the domain's QEMU.
     fn pid(&self) -> Option<String> {
-        let pid = fs::read_to_string(self.at.join("run/libvirt/qemu/run/vm1.pid")).ok()?;
-        Some(pid.trim().to_owned())
+        self.libvirtd.pid_of("vm1")
     }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let qemu = self.pid();
-        drop((self.child.kill(), self.child.wait()));
-        if let Some(pid) = qemu {
-            signal("-KILL", &pid);
-        }
-    }
-}
-
-fn programs() -> PathBuf {
-    let programs = target_dir().join("libvirt");
-    assert!(programs.join("version").exists(), "run scripts/setup, or scripts/libvirt");
-    programs.canonicalize().unwrap()
 }
 
 fn signal(signal: &str, pid: &str) {
@@ -137,10 +81,11 @@ fn description(overlay: &Path, backing: &Path) -> String {
     format!(
         "<domain type='qemu'><name>vm1</name><uuid>6d6f0a6c-7f2b-4d3b-8f4e-1c2d3e4f5a6b</uuid>\
          <memory unit='MiB'>64</memory><vcpu>1</vcpu><os><type arch='x86_64' machine='pc-i440fx-10.0'>hvm</type></os>\
-         <devices><emulator>/mnt/qemu/bin/qemu-system-x86_64</emulator><disk type='file' device='disk'>\
+         <devices><emulator>{}</emulator><disk type='file' device='disk'>\
          <driver name='qemu' type='qcow2'/><source file='{}'/><backingStore type='file'><format type='raw'/>\
          <source file='{}'/><backingStore/></backingStore><target dev='vda' bus='virtio'/></disk>\
          <controller type='usb' model='none'/><memballoon model='none'/></devices></domain>",
+        Libvirtd::EMULATOR,
         overlay.display(),
         backing.display()
     )
@@ -174,11 +119,11 @@ impl Stage {
         }
         build.io(&source.at.join("disk.qcow2"), ["write -P 7 32M 24M"]).unwrap();
         for daemon in [&source, &destination] {
-            chown(daemon.at.join("disk.qcow2"), Some(NOBODY), Some(NOBODY)).unwrap();
+            give_to_nobody(&daemon.at.join("disk.qcow2")).unwrap();
         }
         source.run(&["create", source.at.join("vm1.xml").to_str().unwrap()]);
         let address = wire.nbd(Side::Destination).split(':').nth(1).unwrap().to_owned();
-        let (to, ram) = (format!("qemu+tcp://{address}:{PORT}/session"), format!("tcp://{address}:49152"));
+        let (to, ram) = (format!("qemu+tcp://{address}:{}/session", Libvirtd::PORT), format!("tcp://{address}:49152"));
         let description = destination.at.join("vm1.xml").display().to_string();
         let migrate =
             ["migrate", "--live", "--p2p", "--copy-storage-inc", "vm1", &to, "--migrateuri", &ram, "--bandwidth", "1"];
@@ -216,7 +161,7 @@ impl Stage {
     /// All that was said, with one of these causes first.
     #[track_caller]
     fn expect_one_of(&self, codes: &[&str], arguments: &[&str]) -> Value {
-        let (exit, told) = diagnosed(&programs().join("bin"), arguments);
+        let (exit, told) = diagnosed(&Libvirtd::programs().unwrap().join("bin"), arguments);
         let said = fs::read_to_string(self.folder.path().join("migrate")).unwrap();
         let is_named = told["causes"][0]["code"].as_str().is_some_and(|first| codes.contains(&first));
         assert!(exit == 10 && is_named, "{codes:?} by {arguments:?} {exit} {told:#}\n{said}");
@@ -246,7 +191,7 @@ fn a_migration_of_libvirts_that_stalls_is_explained() {
     // libvirt answers for no domain that it takes in, which is not taken for a QEMU that hangs
     assert!(told["unseen"].to_string().contains("lets no question through"), "{told:#}");
     assert!(told["notes"].to_string().contains("custom-monitor"), "{told:#}");
-    let (exit, told) = diagnosed(&programs().join("bin"), &[&at, "--fix", "mirror-paused", "--yes"]);
+    let (exit, told) = diagnosed(&Libvirtd::programs().unwrap().join("bin"), &[&at, "--fix", "mirror-paused", "--yes"]);
     assert_eq!(exit, 0, "{told:#}");
     source.until("query-block-jobs", |jobs| jobs[0]["paused"] == false);
 
