@@ -223,6 +223,59 @@ fn a_link_carries_what_is_copied_and_ends_with_the_sweep() {
     all_end(folder);
 }
 
+/// Programs of a shell in place of the engine: one that moves the guest, one that only says so, one that fails, and one
+/// that has the destination's QEMU started itself.
+#[test]
+fn other_programs_are_measured_by_what_their_qemus_tell() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    fs::create_dir(folder.join("run")).unwrap();
+    let qferry = format!("{} migrate --downtime 8s --source", env!("CARGO_BIN_EXE_qferry"));
+    let moves =
+        format!("[\"sh\", \"-c\", \"exec {qferry} $0 --destination $1\", \"{{source-qmp}}\", \"{{destination-qmp}}\"]");
+    let machine = r#"["sh", "-c", "case \"$*\" in *-incoming*) : >$0; until [ -e $0.go ]; do sleep 0.02; done; rm $0 ;; esac; exec \"$@\"",
+        "{qmp}", "{qemu}", "-accel", "{accelerator}", "-m", "{memory-mib}", "-nodefaults", "-display", "none", "-kernel", "{guest}",
+        "-append", "{append}", "-chardev", "socket,id=debug,path={debug}", "-device", "isa-debugcon,iobase=0xe9,chardev=debug",
+        "-blockdev", "driver=qcow2,node-name=disk0,file.driver=file,file.filename={disk0}",
+        "-device", "virtio-blk-pci,id=disk0,drive=disk0,disable-legacy=off",
+        "-qmp", "unix:{qmp},server=on,wait=off", "-qmp", "unix:{events},server=on,wait=off"]"#.replace('\n', " ");
+    let starts = format!(
+        "[\"sh\", \"-c\", \": >$1.go; until [ -S $1 ]; do sleep 0.02; done; exec {qferry} $0 --destination $1\", \
+         \"{{source-qmp}}\", \"{{destination-qmp}}\"]"
+    );
+    let values = format!(
+        "values = [\n{{ label = \"moves\", \"migrator.command\" = {moves} }},\n\
+         {{ label = \"lies\", \"migrator.command\" = [\"true\"] }},\n\
+         {{ label = \"fails\", \"migrator.command\" = [\"sh\", \"-c\", \"echo no way >&2; exit 3\"] }},\n\
+         {{ label = \"starts\", \"migrator.command\" = {starts}, \"migrator.starts-destination\" = true, \
+         \"machine.command\" = {machine}, \"machine.incoming\" = [\"-incoming\", \"defer\", \"-S\"] }}]"
+    );
+    let spec = spec().replace("repeats = 2", "repeats = 1").replace("field = \"migrate.downtime\"", "name = \"by\"");
+    fs::write(folder.join("spec.toml"), spec.replace("values = [\"5s\", \"8s\"]", &values)).unwrap();
+    let ran = sweep(folder, &["spec.toml", "--out", "out"]).output().unwrap();
+    assert!(ran.status.success(), "{}", text(&ran.stderr));
+    all_end(folder);
+    let trials = trials(folder);
+    let outcomes: Vec<_> = trials.iter().map(|trial| trial["outcome"].as_str().unwrap()).collect();
+    assert_eq!(outcomes, ["moved", "undetermined", "failed", "moved"], "{trials:#?}");
+    let reason = |at: usize| trials[at]["reason"].as_str().unwrap();
+    assert!(reason(1).ends_with("the guest runs on the source"), "{}", reason(1));
+    assert_eq!(reason(2), "no way (the guest runs on the source)");
+    for (at, is_started) in [(0, true), (3, false)] {
+        let trial = &trials[at];
+        let figure = |name: &str| trial["figures"][name].as_f64().unwrap_or_else(|| panic!("no {name} in {trial}"));
+        assert!(figure("blackout.events") > 0.0 && figure("outside.beats") > 0.0, "{trial}");
+        assert!(figure("verified.pages") >= 4096.0 && figure("verified.blocks") >= 128.0, "all data was read: {trial}");
+        assert_eq!(figure("total.with-start") > figure("command"), is_started, "{trial}");
+        assert!(figure("cpu.source") > 0.0 && figure("cpu.destination") > 0.0, "{trial}");
+        assert_eq!(
+            (&trial["invalid"], &trial["figures"]["blackout"]),
+            (&serde_json::json!([]), &Value::Null),
+            "{trial}"
+        );
+    }
+}
+
 #[test]
 fn a_spec_that_cannot_be_used_starts_nothing() {
     let folder = tempfile::tempdir().unwrap();
