@@ -22,6 +22,8 @@ mod link;
 mod moves;
 mod observers;
 mod overlap;
+mod peer;
+mod peers;
 mod predict;
 mod preflight;
 mod scale;
@@ -44,7 +46,7 @@ const MIB: u64 = 1 << 20;
 type Bench = fn(&Path) -> Result<bool>;
 
 /// The parts of the bench, in this order.
-const PARTS: [(&str, Bench); 11] = [
+const PARTS: [(&str, Bench); 12] = [
     ("blackout", blackout::bench),
     ("budget", budget::bench),
     ("preflight", preflight::bench),
@@ -56,6 +58,7 @@ const PARTS: [(&str, Bench); 11] = [
     ("observers", observers::bench),
     ("devices", devices::bench),
     ("scale", scale::bench),
+    ("peers", peers::bench),
 ];
 
 /// Parts of other parts, which can be run alone.
@@ -72,9 +75,11 @@ fn main() -> ExitCode {
                 .map(|()| true)
                 .map_err(|error| Error::new(format!("{}: {error}", word.to_string_lossy())))
         }
+        [word, words @ ..] if word == "peer" => peer::run(words).map(|()| true),
         [qferry] => bench(qferry.as_ref(), None),
         [qferry, part] => bench(qferry.as_ref(), part.to_str()),
-        _ => Err(Error::new("usage: bench QFERRY [PART]")),
+        [qferry, part, flag] if part == "peers" && flag == "--write" => peers::write(qferry.as_ref()),
+        _ => Err(Error::new("usage: bench QFERRY [PART | peers --write]")),
     };
     match met {
         Ok(true) => ExitCode::SUCCESS,

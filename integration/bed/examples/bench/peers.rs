@@ -1,0 +1,180 @@
+//! The engine against libvirt and a straight-line script: one alternating sweep of all three, judged by what
+//! `qferry sweep` measures the same way for everybody. `peer` has the programs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use qferry_bed::{Build, Error, Libvirtd, Result, Spec, target_dir};
+use serde_json::Value;
+
+use crate::runs;
+use crate::table::{Required, Table, middle};
+
+const SPEC: &str = include_str!("peers.toml");
+const PEERS: [&str; 3] = ["qferry", "script", "libvirt"];
+const LOADS: [&str; 2] = ["idle", "busy"];
+const UNSHAPED: &str = "unshaped";
+const GIGABIT: &str = "1 Gbit/s and 1 GiB";
+/// The samples of all trials are kept in the repository only up to this size.
+const SAMPLES: u64 = 1 << 20;
+/// The picture that README shows.
+const PICTURE: &str = "effect-1-outside.beats.svg";
+
+/// Measures, and says whether every requirement was met.
+pub(crate) fn bench(qferry: &Path) -> Result<bool> {
+    measure(qferry).map(|(_, met)| met)
+}
+
+/// The same, and the report and its data go into docs/.
+pub(crate) fn write(qferry: &Path) -> Result<bool> {
+    let (folder, met) = measure(qferry)?;
+    keep(&folder, &Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs"))?;
+    Ok(met)
+}
+
+fn measure(qferry: &Path) -> Result<(PathBuf, bool)> {
+    needs_root()?;
+    Libvirtd::programs()?;
+    let runs = runs(10);
+    println!("peers: {runs} migrations of each kind by each of {}, alternating\n", PEERS.join(", "));
+    let text = spec(runs)?;
+    let folder = target_dir().join("bench-peers");
+    let resumes = goes_on(&folder, &text, runs);
+    if !resumes && folder.exists() {
+        fs::remove_dir_all(&folder).map_err(of(&folder))?;
+    }
+    let file = target_dir().join("bench-peers.toml");
+    fs::write(&file, text).map_err(of(&file))?;
+    let mut sweep = Command::new(qferry);
+    sweep.arg("sweep").arg(&file).arg("--out").arg(&folder).args(resumes.then_some("--resume"));
+    let ended = sweep.status().map_err(of(qferry))?;
+    if !ended.success() {
+        return Err(Error::new(format!("qferry sweep: {ended}")));
+    }
+    let met = judge(&trials(&folder)?, runs);
+    println!("\nthe report is {}", folder.join("report.html").display());
+    Ok((folder, met))
+}
+
+fn of(path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
+    let path = path.display().to_string();
+    move |error| Error::new(format!("{path}: {error}"))
+}
+
+/// An error where nobody can become nobody.
+fn needs_root() -> Result<()> {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let users = map.split_whitespace().nth(2).and_then(|users| users.parse::<u64>().ok());
+    match rustix::process::geteuid().is_root() && users > Some(65534) {
+        true => Ok(()),
+        false => {
+            Err(Error::new("the comparison with libvirt needs root: its daemons are started as nobody on two hosts"))
+        }
+    }
+}
+
+fn spec(runs: usize) -> Result<String> {
+    let build = Build::locate(&Spec::default().version)?;
+    let path = |path: PathBuf| path.canonicalize().map(|path| path.display().to_string()).map_err(of(&path));
+    let own = std::env::current_exe().map_err(|error| Error::new(format!("the bench's own path: {error}")))?;
+    let mut numbers = build.version().split('.');
+    let machine = format!("pc-i440fx-{}.{}", numbers.next().unwrap_or_default(), numbers.next().unwrap_or("0"));
+    Ok(SPEC
+        .replace("@REPEATS@", &runs.to_string())
+        .replace("@QEMU@", &path(build.program("qemu-system-x86_64"))?)
+        .replace("@QEMU_IMG@", &path(build.program("qemu-img"))?)
+        .replace("@MACHINE@", &machine)
+        .replace("@BENCH@", &own.display().to_string()))
+}
+
+/// Whether a folder has a part of this sweep.
+fn goes_on(folder: &Path, text: &str, runs: usize) -> bool {
+    let kept = fs::read_to_string(folder.join("trials.jsonl")).unwrap_or_default().lines().count();
+    let is_same = fs::read_to_string(folder.join("spec.toml")).is_ok_and(|before| before == text);
+    is_same && (1..runs * PEERS.len() * LOADS.len() * 2).contains(&kept)
+}
+
+/// A trial: who moved the guest, over which link, under which load, and the figures of one that counts.
+struct Trial {
+    levels: [String; 3],
+    figures: Option<BTreeMap<String, f64>>,
+}
+
+fn trials(folder: &Path) -> Result<Vec<Trial>> {
+    let file = folder.join("trials.jsonl");
+    let text = fs::read_to_string(&file).map_err(of(&file))?;
+    let read = |line: &str| {
+        let record: Value = serde_json::from_str(line).ok()?;
+        let level = |at: usize| record["levels"][at].as_str().unwrap_or_default().to_owned();
+        let counts = record["outcome"] == "moved" && record["invalid"].as_array().is_some_and(Vec::is_empty);
+        let figures = record["figures"].as_object()?.iter();
+        let figures = figures.filter_map(|(name, value)| Some((name.clone(), value.as_f64()?))).collect();
+        Some(Trial { levels: [level(0), level(1), level(2)], figures: counts.then_some(figures) })
+    };
+    Ok(text.lines().filter_map(read).collect())
+}
+
+/// Prints the figures of all three, and says whether the engine's are as they must be.
+fn judge(trials: &[Trial], runs: usize) -> bool {
+    let of = |peer: &str, link: &str, load: &str| {
+        let levels = [peer, link, load].map(str::to_owned);
+        let counted = trials.iter().filter(move |trial| trial.levels == levels);
+        counted.filter_map(|trial| trial.figures.as_ref()).collect::<Vec<_>>()
+    };
+    let median = |figure: &str, peer: &str, link: &str, load: &str| {
+        middle(of(peer, link, load).into_iter().filter_map(|figures| figures.get(figure)).copied().collect())
+    };
+    let mut table = Table::begin("qferry");
+    for against in ["libvirt", "script"] {
+        for link in [UNSHAPED, GIGABIT] {
+            for load in LOADS {
+                let place = if link == UNSHAPED { "unshaped" } else { "1 Gbit/s" };
+                println!("against {against}, {place}, {load}:");
+                let counted = ["qferry", against].map(|peer| of(peer, link, load).len());
+                if counted.iter().any(|counted| *counted < runs) {
+                    let why = format!("{} and {} of {runs} trials count", counted[0], counted[1]);
+                    table.missed("  every trial counts", &why);
+                }
+                let total = if link == UNSHAPED { 0.6 } else { 0.9 };
+                let rows = [
+                    ("  blackout, STOP to RESUME", "blackout.events", 0.5),
+                    ("  blackout, heard from outside", "outside.beats", 0.7),
+                    ("  time with the destination's start", "total.with-start", total),
+                ];
+                for (name, figure, most) in rows {
+                    let required = (against == "libvirt").then_some(Required::AtMost(most));
+                    let [own, other] = ["qferry", against].map(|peer| median(figure, peer, link, load));
+                    table.row(name, "ms", own, Some(other), required);
+                }
+            }
+        }
+    }
+    println!(
+        "\nmedians; over 1 Gbit/s with 1 GiB on the disk; the guest writes 20 times a second, busy dirties 20 MiB/s"
+    );
+    table.met
+}
+
+/// Keeps the report, its data and its picture.
+fn keep(folder: &Path, docs: &Path) -> Result<()> {
+    let copy = |from: PathBuf, to: PathBuf| fs::copy(&from, &to).map(drop).map_err(of(&from));
+    let data = docs.join("benchmark");
+    fs::create_dir_all(&data).map_err(of(&data))?;
+    copy(folder.join("report.html"), docs.join("benchmark.html"))?;
+    copy(folder.join("plots").join(PICTURE), data.join("blackout.svg"))?;
+    for name in ["results.csv", "trials.csv", "metrics.csv", "data_quality.csv", "environment.json"] {
+        copy(folder.join(name), data.join(name))?;
+    }
+    let samples = folder.join("samples.jsonl");
+    if fs::metadata(&samples).is_ok_and(|file| file.len() < SAMPLES) {
+        copy(samples, data.join("samples.jsonl"))?;
+    }
+    // as it was run, but for where this tree was
+    let spec = folder.join("spec.toml");
+    let text = fs::read_to_string(&spec).map_err(of(&spec))?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().map_err(of(&spec))?;
+    let to = data.join("spec.toml");
+    fs::write(&to, text.replace(&format!("{}/", root.display()), "")).map_err(of(&to))
+}
