@@ -12,6 +12,7 @@ mod fake;
 #[path = "../../../fake/model/mod.rs"]
 mod model;
 
+mod bars;
 mod blackout;
 mod budget;
 mod converge;
