@@ -319,7 +319,7 @@ mod tests {
     }
 
     /// Lines of specs, some of which are wrong wherever they stand.
-    const LINES: [&str; 24] = [
+    const LINES: [&str; 26] = [
         "repeats = 2",
         "order = \"random\"",
         "limit = \"999999999y\"",
@@ -333,9 +333,11 @@ mod tests {
         "dirty = \"max\"",
         "memory = \"0\"",
         "[link]",
+        "unshaped = true",
         "rate = \"1Gbit/s\"",
         "delay = \"1ns\"",
         "loss = \"1%\"",
+        "[migrator]",
         "[migrate]",
         "multifd = 4",
         "[policy]",
