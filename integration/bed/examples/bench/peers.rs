@@ -165,7 +165,7 @@ fn drawn(trials: &[Trial]) -> String {
             groups.push(Group { name: format!("{place}, {load}"), bars: bars.into() });
         }
     }
-    bars::draw("What the guest is silent for when it moves, heard from outside: medians and quartiles", "ms", &groups)
+    bars::draw("How long the guest is silent when it moves, heard from outside: medians and quartiles", "ms", &groups)
 }
 
 /// Keeps the report, its data and its picture.
