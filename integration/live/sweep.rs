@@ -1,6 +1,7 @@
 //! `qferry sweep`: real trials with the guest that ships with qferry, a kill in their midst, and what is kept.
 
 mod browser;
+mod sealed;
 
 use super::command::text;
 use browser::Browser;

@@ -277,6 +277,10 @@ mod tests {
             ("[workload]\nmemory = \"4GiB\"", &["line 2: workload.memory is 4.0 GiB", "machine.memory"]),
             ("[machine]\naccelerator = \"hax\"", &["line 2: machine.accelerator is hax", "kvm, tcg or auto"]),
             ("[disks]\ncount = 9", &["line 2: disks.count is 9", "at most 8"]),
+            (
+                "[machine]\ncommand = [\"{qemu}\", \"{disk0}\"]\n[disks]\ncount = 2\nsealed = true",
+                &["line 5: disks.sealed is true", "does not open {disk1}", "leave this out"],
+            ),
             ("[workload]\nblock = \"1000\"", &["line 2: workload.block", "512"]),
             ("[link]\nrate = \"1kbit/s\"", &["line 2: link.rate is 125 B/s", "1Mbit/s", "100Gbit/s"]),
             ("[link]\nrate = \"fast\"", &["line 2", "fast"]),

@@ -38,7 +38,7 @@ pub(super) fn check(spec: &SweepSpec) -> Result<(), SpecError> {
     }
     require(!spec.limit.is_zero(), "limit", "0", "write the longest that a migration may take, such as \"2m\"")?;
     check_machine(&spec.machine)?;
-    check_disks(&spec.disks)?;
+    check_disks(&spec.disks, &spec.machine)?;
     check_workload(&spec.workload, &spec.machine, &spec.disks)?;
     check_link(&spec.link)?;
     if let Some(migrator) = &spec.migrator {
@@ -102,13 +102,23 @@ fn check_machine(machine: &SweepMachine) -> Result<(), SpecError> {
     )
 }
 
-fn check_disks(disks: &SweepDisks) -> Result<(), SpecError> {
+fn check_disks(disks: &SweepDisks, machine: &SweepMachine) -> Result<(), SpecError> {
     require(disks.count <= 8, "disks.count", disks.count, "write at most 8")?;
     let whole = disks.size.0 % (1 << 20) == 0 && disks.size.0 > 0;
     require(whole, "disks.size", disks.size, "write whole MiB, such as \"1GiB\"")?;
     require(disks.filled <= disks.size, "disks.filled", disks.filled, "write at most disks.size")?;
     let whole = disks.filled.0 % (1 << 20) == 0;
-    require(whole, "disks.filled", disks.filled, "write whole MiB, such as \"64MiB\"")
+    require(whole, "disks.filled", disks.filled, "write whole MiB, such as \"64MiB\"")?;
+    let words = machine.command.iter().flatten().chain(&machine.arguments);
+    let opened = |disk: u32| words.clone().any(|word| word.contains(&format!("{{disk{disk}}}")));
+    let missing = (0..disks.count).find(|disk| machine.command.is_some() && disks.sealed && !opened(*disk));
+    match missing {
+        None => Ok(()),
+        Some(disk) => {
+            let expected = format!("machine.command does not open {{disk{disk}}}: write it there, or leave this out");
+            Err(wrong("disks.sealed", true, &expected))
+        }
+    }
 }
 
 fn check_workload(workload: &SweepWorkload, machine: &SweepMachine, disks: &SweepDisks) -> Result<(), SpecError> {

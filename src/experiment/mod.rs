@@ -21,6 +21,7 @@ mod migrator;
 mod placeholder;
 mod results;
 mod run_changes;
+mod sealed_disks;
 mod spec;
 mod spec_error;
 mod started_qemu;

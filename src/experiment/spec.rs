@@ -118,6 +118,9 @@ pub(crate) struct SweepDisks {
     pub(crate) size: Bytes,
     /// What the guest writes to each before the first trial, and the mirror has to copy.
     pub(crate) filled: Bytes,
+    /// Whether that is sealed then, as a layer that both sides have: what the guest has written since is all that is
+    /// copied, there and back.
+    pub(crate) sealed: bool,
 }
 
 /// The link between the two QEMUs. With nothing of it, they speak over unix sockets.
@@ -217,7 +220,7 @@ impl Default for SweepMachine {
 
 impl Default for SweepDisks {
     fn default() -> Self {
-        Self { count: 1, size: Bytes(1 << 30), filled: Bytes(64 << 20) }
+        Self { count: 1, size: Bytes(1 << 30), filled: Bytes(64 << 20), sealed: false }
     }
 }
 

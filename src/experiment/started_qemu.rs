@@ -13,7 +13,7 @@ use crate::{
     endpoint::{Address, dial},
     qmp::{QmpClient, QmpOptions, QmpRequest},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{
     fs::File,
     io,
@@ -215,7 +215,10 @@ impl StartedQemu {
     }
 
     /// Asks over the further monitor, which is held all the time, or over the only one.
-    async fn ask(&self, request: QmpRequest) -> Result<Value, String> {
+    ///
+    /// # Errors
+    /// The monitor does not answer, or refuses.
+    pub(super) async fn ask(&self, request: QmpRequest) -> Result<Value, String> {
         if let Some(events) = &self.events {
             return ask(&events.client().ok_or("no monitor is there")?, request).await;
         }
@@ -230,7 +233,7 @@ impl StartedQemu {
     /// # Errors
     /// The monitor does not answer, or refuses.
     pub(crate) async fn press(&self, key: &str) -> Result<(), TrialError> {
-        let keys = serde_json::json!([{ "type": "qcode", "data": key }]);
+        let keys = json!([{ "type": "qcode", "data": key }]);
         let pressed = self.ask(QmpRequest::named("send-key").with("keys", keys)).await;
         pressed
             .map(|_| ())

@@ -14,6 +14,7 @@ use super::{
     listening::{NetworkProbe, SweepClock},
     measures::{Figures, TrialObservation, all_counts, figures, gap},
     migrator::{MigrationEnds, MigratorEnd},
+    sealed_disks::SealedDisks,
     spec::{SweepDisks, SweepLink, SweepMachine, SweepSpec, SweepWorkload},
     spec_error::SpecError,
     started_qemu::{StartedQemu, TrialError, last_line, of_file},
@@ -72,6 +73,7 @@ struct LiveGuest {
     qemu: StartedQemu,
     kind: GuestKind,
     ready: GuestReady,
+    sealed: SealedDisks,
     legs: u32,
     /// The end of the link at which it is.
     end: LinkEnd,
@@ -162,7 +164,7 @@ impl TrialBed {
         if let Some(hosts) = &mut self.hosts {
             hosts.shape(&setup.link).await?;
         }
-        let files = self.files(setup).await?;
+        let files = self.files(setup, &guest.sealed).await?;
         let place = self.enter(guest.end.other());
         let destination_qemu = setup.machine.destination_qemu.as_ref().unwrap_or(&setup.machine.qemu);
         let destination =
@@ -177,16 +179,18 @@ impl TrialBed {
     }
 
     async fn boot(&mut self, setup: &SweepSpec, kind: GuestKind, accelerator: &str) -> Result<LiveGuest, TrialError> {
-        let files = self.files(setup).await?;
+        let files = self.files(setup, &SealedDisks::default()).await?;
         let (end, qemu) = (LinkEnd::First, &setup.machine.qemu);
         let mut qemu = StartedQemu::start(setup, files, qemu, accelerator, false, &self.enter(end), self.clock).await?;
         let ready = qemu.ready(setup, accelerator).await?;
+        // The warm-up is behind it: the first writes to a new overlay take longer.
+        let sealed = if setup.disks.sealed { SealedDisks::seal(&mut qemu).await? } else { SealedDisks::default() };
         sleep(setup.warm_up).await;
-        Ok(LiveGuest { qemu, kind, ready, legs: 0, end })
+        Ok(LiveGuest { qemu, kind, ready, sealed, legs: 0, end })
     }
 
-    /// Makes the images of a QEMU, and names its sockets.
-    async fn files(&mut self, setup: &SweepSpec) -> Result<QemuFiles, TrialError> {
+    /// Makes the images of a QEMU, each over its sealed layer if there is one, and names the sockets.
+    async fn files(&mut self, setup: &SweepSpec, sealed: &SealedDisks) -> Result<QemuFiles, TrialError> {
         let number = self.next;
         self.next += 1;
         let base = self.images.join(format!("base-{}", setup.disks.size.0));
@@ -204,10 +208,11 @@ impl TrialBed {
             disks: Vec::new(),
             guest: self.guest_file.clone(),
         };
-        for disk in 0..setup.disks.count {
+        for disk in 0..setup.disks.count as usize {
             let image = self.images.join(format!("{number}-disk{disk}.qcow2"));
+            let (format, below) = sealed.layer(disk).map_or(("raw", &*base), |layer| ("qcow2", layer));
             let mut create = Command::new(&setup.machine.qemu_img);
-            create.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(&base).arg(&image);
+            create.args(["create", "-q", "-f", "qcow2", "-F", format, "-b"]).arg(below).arg(&image);
             run_briefly(create, &setup.machine.qemu_img).await?;
             files.disks.push(image);
         }
@@ -227,7 +232,7 @@ impl TrialBed {
         guest: LiveGuest,
         mut destination: StartedQemu,
     ) -> Result<(TrialResult, Option<LiveGuest>, Option<StartedQemu>), TrialError> {
-        let LiveGuest { mut qemu, kind, ready, legs, end } = guest;
+        let LiveGuest { mut qemu, kind, ready, sealed, legs, end } = guest;
         let state = self.sockets.join("state");
         fs::create_dir_all(&state).map_err(of_file(&state))?;
         let unusable = |error: SpecError| TrialError::Other(error.to_string());
@@ -295,7 +300,7 @@ impl TrialBed {
         result.stop_ms = gap(&seen).map(|gap| gap.start.saturating_sub(seen.begin) as f64 / 1e6);
         result.samples = samples(&seen, run.lines);
         result.judge(&seen);
-        let keep = |qemu, end| Some(LiveGuest { qemu, kind, ready, legs, end });
+        let keep = |qemu, end| Some(LiveGuest { qemu, kind, ready, sealed, legs, end });
         let source_files = qemu.files.clone();
         Ok(match runs_on {
             Some(RunsOn::Destination) if result.invalid.is_empty() => {
