@@ -2,6 +2,7 @@
 
 mod browser;
 mod sealed;
+mod tuned;
 
 use super::command::text;
 use browser::Browser;

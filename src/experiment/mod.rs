@@ -41,7 +41,7 @@ pub(crate) use results::{SweepResults, TrialRecord, TrialSample, write_whole};
 pub(crate) use spec_error::SpecError;
 pub(crate) use statistics::{IntervalEstimate, sorted as in_order};
 pub(crate) use trial::{TrialBed, TrialResult, own_program};
-pub(crate) use tune::{AS_IT_STANDS, PolicyCandidate, PolicySearch, ROUNDS, bandwidth_seen};
+pub(crate) use tune::{AS_IT_STANDS, PolicyCandidate, PolicySearch, SearchRound, TRIALS, TRIALS_LEAST, bandwidth_seen};
 
 /// Reads a sweep's spec and makes the commands of each of its combinations; their number.
 ///

@@ -27,10 +27,11 @@ use std::time::Duration;
 pub(crate) const AS_IT_STANDS: &str = "as it stands";
 /// The candidates that are drawn.
 const DRAWN: usize = 300;
-/// The rounds of real trials: how many candidates are in it beside the policy as it stands, and the repeats of each.
-pub(crate) const ROUNDS: [(usize, u32); 3] = [(7, 2), (3, 4), (1, 8)];
 /// The repeats of the first sweep, which tells what the link carries.
 const REFERENCE: u32 = 3;
+/// The real trials of a search that is given no number of them, and of the shortest one.
+pub(crate) const TRIALS: u32 = 51;
+pub(crate) const TRIALS_LEAST: u32 = REFERENCE + 2;
 /// The budget of a migration that is given none.
 const BUDGET: Duration = Duration::from_millis(300);
 /// Two estimates that differ by less than this share are one: the model is no better.
@@ -62,14 +63,35 @@ pub(crate) struct PolicySearch {
     base: toml::Table,
     budget: Duration,
     pub(crate) goal: FigureCondition,
+    pub(crate) rounds: Vec<SearchRound>,
+}
+
+/// A round of real trials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SearchRound {
+    /// The candidates in it beside the policy as it stands.
+    pub(crate) candidates: usize,
+    /// The trials of each.
+    pub(crate) repeats: u32,
+}
+
+/// The rounds of a search of at most so many real trials: as many as there can be when each has about half the
+/// candidates of the one before, twice the repeats, and so as many trials.
+fn rounds(trials: u32) -> Vec<SearchRound> {
+    let left = trials.saturating_sub(REFERENCE).max(2);
+    let count = (1..16).rev().find(|count| *count << count <= left).unwrap_or(1);
+    let first = left / (count << count);
+    let round = |number| SearchRound { candidates: (1_usize << (count - number)) - 1, repeats: first << number };
+    (0..count).map(round).collect()
 }
 
 impl PolicySearch {
-    /// Reads a spec. Without a goal the blackout is to be within the budget.
+    /// Reads a spec for a search of at most so many real trials. Without a goal, the blackout is to be within the
+    /// budget.
     ///
     /// # Errors
     /// It cannot be searched.
-    pub(crate) fn read(text: &str, goal: Option<&FigureCondition>) -> Result<Self, SpecError> {
+    pub(crate) fn read(text: &str, goal: Option<&FigureCondition>, trials: u32) -> Result<Self, SpecError> {
         let plan = SweepPlan::read(text)?;
         if let Some(factor) = plan.factors.first() {
             return Err(wrong("factor", factor, "a search varies the policy alone: leave the factors out"));
@@ -109,7 +131,7 @@ impl PolicySearch {
         for own in ["factor", "policy", "repeats", "name"] {
             table.remove(own);
         }
-        Ok(Self { table, spec, base, budget, goal })
+        Ok(Self { table, spec, base, budget, goal, rounds: rounds(trials) })
     }
 
     /// The text of the sweep that runs the policy as it stands, before anything is searched.
@@ -119,7 +141,7 @@ impl PolicySearch {
 
     /// The text of a round.
     pub(crate) fn round(&self, number: usize, candidates: &[PolicyCandidate], repeats: u32) -> String {
-        self.text(&format!("round {number} of {}", ROUNDS.len()), candidates, repeats)
+        self.text(&format!("round {number} of {}", self.rounds.len()), candidates, repeats)
     }
 
     fn text(&self, name: &str, candidates: &[PolicyCandidate], repeats: u32) -> String {
@@ -282,7 +304,7 @@ mod tests {
         dirty = \"60MiB/s\"\n[migrate]\ndowntime = \"100ms\"\n[policy]\ngive-up = \"9s\"\n";
 
     fn search(text: &str) -> PolicySearch {
-        PolicySearch::read(text, None).expect("it can be searched")
+        PolicySearch::read(text, None, TRIALS).expect("it can be searched")
     }
 
     #[test]
@@ -311,7 +333,7 @@ mod tests {
         let search = search(TEXT);
         let candidates = search.candidates(125e6);
         assert_eq!(candidates, search.candidates(125e6));
-        assert!(candidates.len() >= ROUNDS[0].0, "{}", candidates.len());
+        assert!(candidates.len() >= search.rounds[0].candidates, "{}", candidates.len());
         let ranks: Vec<_> = candidates.iter().map(|candidate| search.rank(candidate.foreseen.as_ref())).collect();
         assert!(ranks.is_sorted());
         let best = candidates[0].foreseen.as_ref().expect("it was foreseen");
@@ -326,6 +348,28 @@ mod tests {
     }
 
     #[test]
+    fn the_rounds_are_as_many_as_the_trials_allow() {
+        let cases: [(u32, &[(usize, u32)]); 6] = [
+            (TRIALS_LEAST, &[(1, 1)]),
+            (10, &[(1, 3)]),
+            (11, &[(3, 1), (1, 2)]),
+            (TRIALS, &[(7, 2), (3, 4), (1, 8)]),
+            (67, &[(15, 1), (7, 2), (3, 4), (1, 8)]),
+            (131, &[(15, 2), (7, 4), (3, 8), (1, 16)]),
+        ];
+        for (trials, expected) in cases {
+            let rounds = rounds(trials);
+            let found: Vec<_> = rounds.iter().map(|round| (round.candidates, round.repeats)).collect();
+            assert_eq!(found, expected, "{trials}");
+        }
+        for trials in TRIALS_LEAST..5000 {
+            let rounds = rounds(trials);
+            let all: u32 = rounds.iter().map(|round| (round.candidates as u32 + 1) * round.repeats).sum();
+            assert!(REFERENCE + all <= trials && rounds.last().is_some_and(|round| round.candidates == 1), "{trials}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_searched_is_said() {
         for (text, words) in [
             ("[[factor]]\nfield = \"repeats\"\nvalues = [1, 2]\n", "leave the factors out"),
@@ -333,7 +377,7 @@ mod tests {
             ("[migrate]\npolicy = \"observe\"\n", "nothing to search"),
             ("[migrate]\npolicy = \"./mine.toml\"\n", "built in"),
         ] {
-            let error = PolicySearch::read(text, None).expect_err(text);
+            let error = PolicySearch::read(text, None, TRIALS).expect_err(text);
             assert!(error.to_string().contains(words), "{error}");
         }
     }

@@ -11,7 +11,7 @@ use super::{
     exit::{failed, misused},
     render,
 };
-use crate::experiment::{EXAMPLE, FigureCondition, SweepAnalysis, SweepPlan, SweepResults};
+use crate::experiment::{EXAMPLE, FigureCondition, SweepAnalysis, SweepPlan, SweepResults, TRIALS, TRIALS_LEAST};
 use answers::ReadSweep;
 use course::{WordsCheck, read, to_the_end};
 use serde_json::json;
@@ -91,6 +91,11 @@ pub(super) struct SweepArguments {
     /// goal is --goal, or a blackout within the budget
     #[arg(long, requires = "spec", requires = "out", conflicts_with_all = ["plan", "fail_if"])]
     tune: bool,
+    /// The most real trials of a search: with more of them, more candidates are tried. With --resume give the same
+    /// number
+    #[arg(long, value_name = "N", requires = "tune", default_value_t = TRIALS,
+          value_parser = clap::value_parser!(u32).range(i64::from(TRIALS_LEAST)..=100_000))]
+    trials: u32,
     /// One JSON object a line on stdout; text for people goes to stderr
     #[arg(long)]
     pub(super) json: bool,
@@ -130,7 +135,13 @@ pub(super) async fn run(arguments: &SweepArguments, check: WordsCheck) -> ExitCo
     };
     match &arguments.out {
         Some(folder) if arguments.tune => {
-            let tuned = TuneArguments { goal: arguments.goal.as_ref(), resumes: arguments.resume, json, check };
+            let tuned = TuneArguments {
+                goal: arguments.goal.as_ref(),
+                trials: arguments.trials,
+                resumes: arguments.resume,
+                json,
+                check,
+            };
             tuned.run(&text, folder).await
         }
         _ if arguments.plan => {

@@ -9,8 +9,8 @@ use super::{
     picture::{number, with_interval},
 };
 use crate::experiment::{
-    AS_IT_STANDS, FigureCondition, FigureStatistic, PolicyCandidate, PolicySearch, ROUNDS, SweepAnalysis, SweepPlan,
-    SweepResults, bandwidth_seen, write_whole,
+    AS_IT_STANDS, FigureCondition, FigureStatistic, PolicyCandidate, PolicySearch, SearchRound, SweepAnalysis,
+    SweepPlan, SweepResults, bandwidth_seen, write_whole,
 };
 use serde_json::json;
 use std::{fs, path::Path, process::ExitCode};
@@ -18,6 +18,8 @@ use std::{fs, path::Path, process::ExitCode};
 /// What is asked of a search.
 pub(super) struct TuneArguments<'a> {
     pub(super) goal: Option<&'a FigureCondition>,
+    /// The most real trials.
+    pub(super) trials: u32,
     pub(super) resumes: bool,
     pub(super) json: bool,
     pub(super) check: WordsCheck,
@@ -26,7 +28,7 @@ pub(super) struct TuneArguments<'a> {
 impl TuneArguments<'_> {
     /// Searches, and writes the policy that was found.
     pub(super) async fn run(&self, text: &str, folder: &Path) -> ExitCode {
-        match PolicySearch::read(text, self.goal) {
+        match PolicySearch::read(text, self.goal, self.trials) {
             Ok(search) => match self.search(&search, folder).await {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(exit) => exit,
@@ -58,7 +60,7 @@ impl TuneArguments<'_> {
         ));
         let mut best: Vec<String> = candidates.iter().map(|candidate| candidate.label.clone()).collect();
         let mut last = None;
-        for (number, (count, repeats)) in (1..).zip(ROUNDS) {
+        for (number, &SearchRound { candidates: count, repeats }) in (1..).zip(&search.rounds) {
             best.retain(|label| label != AS_IT_STANDS);
             best.truncate(count);
             let chosen: Vec<PolicyCandidate> =
