@@ -180,6 +180,12 @@ fn a_limit_ends_a_trial_and_the_trial_is_kept() {
     assert_eq!((&trials[0]["outcome"], &trials[0]["censored"]), (&"cancelled".into(), &true.into()), "{trials:?}");
     let lines: Vec<Value> = text(&ran.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.iter().map(|line| line["type"].as_str().unwrap()).collect::<Vec<_>>(), ["trial", "sweep"]);
+    let report = fs::read_to_string(folder.join("out/report.html")).unwrap();
+    assert!(report.contains("0 / 1</td>") && report.contains(">at least "), "its total is not left out: {report}");
+    let judged = |condition: &str| sweep(folder, &["--out", "out", "--fail-if", condition]).output().unwrap();
+    assert_eq!(judged("total>0.5s").status.code(), Some(1), "it has taken that long, whatever it would have");
+    let open = judged("total>3s");
+    assert!(open.status.success() && text(&open.stderr).contains("is not known: at least"), "{}", text(&open.stderr));
     let quality = fs::read_to_string(folder.join("out/data_quality.csv")).unwrap();
     assert!(
         quality.contains("0,no,yes,\"the guest did not move (cancelled): the limit of the sweep was reached\"")

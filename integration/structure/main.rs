@@ -75,6 +75,7 @@ const PURE: &[&str] = &[
     "endpoint/address.rs",
     "endpoint/process_stat.rs",
     "experiment/analysis.rs",
+    "experiment/censored.rs",
     "experiment/command.rs",
     "experiment/condition.rs",
     "experiment/debug_lines.rs",

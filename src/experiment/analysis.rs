@@ -1,14 +1,17 @@
 //! What the trials of a sweep say together.
 //!
 //! Pure. The trial is the unit: every statistic is one over trials. Differences are taken within a block, between
-//! trials that differ in one factor alone, so that what changed with time between the blocks is not in them.
+//! trials that differ in one factor alone, so that what changed with time between the blocks is not in them. A trial
+//! that was ended or failed says of its times that they are at least so long.
 
 use super::{
+    censored::{CensoredSample, IntervalEstimate, KnownValue},
     grid::SweepPlan,
+    metrics::GROWING,
     results::TrialRecord,
-    statistics::{IntervalEstimate, SampleSummary, median, median_estimate, outliers, quantile, sorted, summary},
+    statistics::{median, outliers, summary},
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 /// The trials of one configuration.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -22,6 +25,8 @@ pub(crate) struct ConfigurationTrials {
     pub(crate) censored: usize,
     /// The values of each figure, with the number of their trial.
     values: BTreeMap<String, Vec<(usize, f64)>>,
+    /// What figures are at least, of trials that did not move their guest.
+    at_least: BTreeMap<&'static str, Vec<f64>>,
 }
 
 impl ConfigurationTrials {
@@ -35,8 +40,18 @@ impl ConfigurationTrials {
         self.values.get(figure).map_or(&[], Vec::as_slice)
     }
 
-    pub(crate) fn median(&self, figure: &str) -> Option<f64> {
-        median(&self.values(figure))
+    /// What the figure is at least, of each trial that did not move its guest.
+    fn at_least(&self, figure: &str) -> &[f64] {
+        self.at_least.get(figure).map_or(&[], Vec::as_slice)
+    }
+
+    /// What all trials say of a figure.
+    pub(crate) fn sample(&self, figure: &str) -> CensoredSample {
+        CensoredSample::new(&self.values(figure), self.at_least(figure))
+    }
+
+    pub(crate) fn median(&self, figure: &str) -> Option<KnownValue> {
+        self.sample(figure).quantile(0.5)
     }
 }
 
@@ -45,10 +60,17 @@ impl ConfigurationTrials {
 pub(crate) struct LevelEffect {
     pub(crate) level: String,
     pub(crate) values: Vec<f64>,
+    /// What the others are at least.
+    pub(crate) at_least: Vec<f64>,
     pub(crate) median: IntervalEstimate,
-    pub(crate) summary: SampleSummary,
+    pub(crate) quartiles: [KnownValue; 2],
+    pub(crate) mean: KnownValue,
+    /// The sample standard deviation, where every value is known.
+    pub(crate) deviation: Option<f64>,
     /// The median of the differences from the factor's first level, within blocks; none of that level itself.
     pub(crate) difference: Option<IntervalEstimate>,
+    /// Differences that are not known, as one of the two trials did not move its guest.
+    pub(crate) unknown_differences: usize,
 }
 
 /// A trial that is far from the others of its configuration.
@@ -91,6 +113,12 @@ impl<'a> SweepAnalysis<'a> {
                     trials.values.entry(name.clone()).or_default().push((record.trial, *value));
                 }
             }
+            let limit = plan.configurations[record.configuration].setup.limit;
+            for figure in GROWING {
+                if let Some(bound) = record.at_least(figure, limit) {
+                    trials.at_least.entry(figure).or_default().push(bound);
+                }
+            }
         }
         Self { plan, records, configurations }
     }
@@ -107,12 +135,12 @@ impl<'a> SweepAnalysis<'a> {
 
     /// The median of a figure of a configuration, with its interval.
     pub(crate) fn median_of(&self, configuration: usize, figure: &str) -> Option<IntervalEstimate> {
-        median_estimate(&self.configurations.get(configuration)?.values(figure), self.seed())
+        self.configurations.get(configuration)?.sample(figure).median(self.seed())
     }
 
     /// A quantile of a figure of a configuration.
-    pub(crate) fn quantile_of(&self, configuration: usize, figure: &str, share: f64) -> Option<f64> {
-        quantile(&sorted(&self.configurations.get(configuration)?.values(figure)), share)
+    pub(crate) fn quantile_of(&self, configuration: usize, figure: &str, share: f64) -> Option<KnownValue> {
+        self.configurations.get(configuration)?.sample(figure).quantile(share)
     }
 
     /// The levels of a factor in the order of the spec, each with its effect on a figure. Levels without any value are
@@ -127,27 +155,35 @@ impl<'a> SweepAnalysis<'a> {
         }
         let first = levels.first().copied().unwrap_or_default();
         let effects = levels.iter().filter_map(|level| {
-            let values: Vec<f64> = self
-                .configurations
-                .iter()
-                .filter(|configuration| configuration.levels[factor] == **level)
-                .flat_map(|configuration| configuration.values(figure))
-                .collect();
-            let differences = self.differences(factor, first, level, figure);
+            let of_level =
+                || self.configurations.iter().filter(|configuration| configuration.levels[factor] == **level);
+            let values: Vec<f64> = of_level().flat_map(|configuration| configuration.values(figure)).collect();
+            let at_least: Vec<f64> =
+                of_level().flat_map(|configuration| configuration.at_least(figure)).copied().collect();
+            let sample = CensoredSample::new(&values, &at_least);
+            let pairs = if *level == first { Vec::new() } else { self.differences(factor, first, level, figure) };
+            let differences: Vec<f64> = pairs.iter().copied().flatten().collect();
             Some(LevelEffect {
                 level: (*level).to_owned(),
-                median: median_estimate(&values, self.seed())?,
-                summary: summary(&values)?,
-                difference: if *level == first { None } else { median_estimate(&differences, self.seed()) },
+                median: sample.median(self.seed())?,
+                quartiles: [sample.quantile(0.25)?, sample.quantile(0.75)?],
+                mean: sample.mean()?,
+                deviation: summary(&values).filter(|_| at_least.is_empty()).and_then(|summary| summary.deviation),
+                difference: CensoredSample::new(&differences, &[]).median(self.seed()),
+                unknown_differences: pairs.len() - differences.len(),
                 values,
+                at_least,
             })
         });
         effects.collect()
     }
 
-    /// The differences of a figure between two levels of a factor: within blocks, all other levels alike.
-    fn differences(&self, factor: usize, from: &str, to: &str, figure: &str) -> Vec<f64> {
-        let counted: Vec<&TrialRecord> = self.records.iter().filter(|record| record.counts()).collect();
+    /// The differences of a figure between two levels of a factor: within blocks, all other levels alike. None where
+    /// one of the two is only known to be at least something.
+    fn differences(&self, factor: usize, from: &str, to: &str, figure: &str) -> Vec<Option<f64>> {
+        let is_bound = |record: &TrialRecord| record.at_least(figure, Duration::MAX).is_some();
+        let counted: Vec<&TrialRecord> =
+            self.records.iter().filter(|record| record.counts() || is_bound(record)).collect();
         let is_twin = |one: &TrialRecord, other: &TrialRecord| {
             let alike = |(at, (one, other)): (usize, (&String, &String))| at == factor || one == other;
             one.block == other.block && one.levels.iter().zip(&other.levels).enumerate().all(alike)
@@ -158,7 +194,8 @@ impl<'a> SweepAnalysis<'a> {
         };
         let pairs = with(to).filter_map(|record| {
             let twin = with(from).find(|other| is_twin(record, other))?;
-            Some(record.figures.get(figure)? - twin.figures.get(figure)?)
+            let difference = record.figures.get(figure)? - twin.figures.get(figure)?;
+            Some((record.counts() && twin.counts()).then_some(difference))
         });
         pairs.collect()
     }
@@ -171,7 +208,8 @@ impl<'a> SweepAnalysis<'a> {
             .iter()
             .map(|trials| {
                 let whole = trials.tried > 0 && trials.counted == trials.tried;
-                Some((trials.median(one)?, trials.median(other)?)).filter(|_| whole)
+                // of trials that all moved their guest, every value is known
+                Some((trials.median(one)?.value, trials.median(other)?.value)).filter(|_| whole)
             })
             .collect();
         let is_beaten =
@@ -269,7 +307,7 @@ pub(super) mod tests {
         assert_eq!(effect[0].difference, None);
         let difference = effect[1].difference.expect("there is one");
         assert_eq!((difference.value, difference.interval), (10.0, Some((10.0, 10.0))), "exact within blocks");
-        assert!(effect[1].summary.deviation.is_some_and(|deviation| deviation > 2.0), "and not between them");
+        assert!(effect[1].deviation.is_some_and(|deviation| deviation > 2.0), "and not between them");
     }
 
     #[test]
@@ -294,7 +332,42 @@ pub(super) mod tests {
             analysis.configurations.iter().map(|trials| (trials.tried, trials.counted, trials.censored)).collect();
         assert_eq!(counts, [(6, 5, 1), (6, 5, 0), (6, 6, 0), (6, 6, 0)]);
         assert_eq!(analysis.predictions("blackout").len(), 22);
+        assert_eq!(analysis.configurations[1].median("total").map(|total| total.is_at_least), Some(false));
         assert_eq!(analysis.effect(0, "nothing"), []);
+    }
+
+    #[test]
+    fn a_trial_that_did_not_move_its_guest_would_have_taken_longer() {
+        let plan = plan();
+        let mut records = records(&plan);
+        // of the second setting two failed while they were the fastest, and one was ended; nothing is known of the
+        // third
+        let end = |record: &mut TrialRecord, outcome: &str, total: f64| {
+            record.outcome = outcome.into();
+            record.censored = outcome == "cancelled";
+            record.figures.insert("total".into(), total);
+            record.figures.remove("blackout");
+        };
+        let mut of_setting = records.iter_mut().filter(|record| record.configuration == 1);
+        for (outcome, total) in [("rolled-back", 10.0), ("stuck", 20.0), ("cancelled", 130_000.0)] {
+            end(of_setting.next().expect("there are six"), outcome, total);
+        }
+        records.iter_mut().filter(|record| record.configuration == 2).for_each(|record| end(record, "refused", 5.0));
+        let analysis = SweepAnalysis::new(&plan, &records);
+        let [second, third] = [1, 2].map(|at| &analysis.configurations[at]);
+        assert_eq!(second.at_least("total"), [10.0, 20.0, 120_000.0], "the limit, and not the way back");
+        assert_eq!((second.sample("blackout").censored(), second.values("blackout").len()), (0, 3));
+        let quantiles =
+            [0.5, 0.75, 0.95].map(|share| analysis.quantile_of(1, "total", share).map(|one| one.to_string()));
+        assert_eq!(quantiles.map(Option::unwrap), ["900", "at least 60450", "at least 120000"]);
+        assert_eq!(third.median("total"), None, "one that was refused has not begun");
+        let effect = analysis.effect(1, "total");
+        let told: Vec<_> = effect
+            .iter()
+            .map(|level| (level.values.len(), level.at_least.len(), level.unknown_differences, level.mean.is_at_least))
+            .collect();
+        assert_eq!(told, [(6, 0, 0, false), (9, 3, 3, true)]);
+        assert_eq!(effect[1].deviation, None);
     }
 
     #[test]

@@ -4,8 +4,8 @@
 
 use super::{
     analysis::SweepAnalysis,
+    censored::{CensoredSample, IntervalEstimate},
     metrics::{METRICS, definition},
-    statistics::{IntervalEstimate, estimate, quantile},
 };
 use std::{fmt, str::FromStr};
 
@@ -132,17 +132,12 @@ impl fmt::Display for FigureStatistic {
 impl FigureStatistic {
     pub(crate) const MEDIAN: Self = Self::Quantile(0.5);
 
-    /// The statistic of values in order.
-    fn of(self, sorted: &[f64]) -> f64 {
-        match self {
-            Self::Quantile(share) => quantile(sorted, share).unwrap_or(f64::NAN),
-            Self::Mean => sorted.iter().sum::<f64>() / sorted.len() as f64,
-        }
-    }
-
-    /// The statistic of values in any order, with its interval.
-    pub(crate) fn estimate(self, values: &[f64], seed: u64) -> Option<IntervalEstimate> {
-        estimate(values, seed, |sorted| self.of(sorted))
+    /// The statistic of a sample, with its interval.
+    pub(crate) fn estimate(self, sample: &CensoredSample, seed: u64) -> Option<IntervalEstimate> {
+        sample.estimate(seed, |sample| match self {
+            Self::Quantile(share) => sample.quantile(share),
+            Self::Mean => sample.mean(),
+        })
     }
 }
 
@@ -159,6 +154,21 @@ impl FigureCondition {
             BoundSide::Above => value > bound,
             BoundSide::AtLeast => value >= bound,
         })
+    }
+
+    /// The same of estimates; none where one that is only the least value leaves it open.
+    pub(crate) fn holds_of(&self, value: IntervalEstimate, reference: Option<IntervalEstimate>) -> Option<bool> {
+        let ends = |estimate: IntervalEstimate| {
+            [estimate.value, if estimate.is_at_least { f64::INFINITY } else { estimate.value }]
+        };
+        let references = match reference {
+            Some(reference) => ends(reference).map(Some),
+            None => [None; 2],
+        };
+        let mut all =
+            ends(value).into_iter().flat_map(|value| references.map(|reference| self.holds(value, reference)));
+        let first = all.next().flatten()?;
+        all.all(|other| other == Some(first)).then_some(first)
     }
 }
 
@@ -191,7 +201,7 @@ pub(crate) fn meeting(analysis: &SweepAnalysis<'_>, goal: &FigureCondition, seed
         .filter(|(_, trials)| trials.tried > 0 && trials.counted == trials.tried)
         .filter_map(|(configuration, trials)| {
             let values = trials.values(&goal.figure);
-            let figure = goal.statistic.estimate(&values, seed)?;
+            let figure = goal.statistic.estimate(&trials.sample(&goal.figure), seed)?;
             let holds = |value: f64| goal.holds(value, None) == Some(true);
             if !holds(figure.value) {
                 return None;
@@ -200,7 +210,7 @@ pub(crate) fn meeting(analysis: &SweepAnalysis<'_>, goal: &FigureCondition, seed
             Some(MetGoal {
                 configuration,
                 figure,
-                total: FigureStatistic::MEDIAN.estimate(&trials.values(analysis.compared().1), seed)?,
+                total: FigureStatistic::MEDIAN.estimate(&trials.sample(analysis.compared().1), seed)?,
                 certainty: if is_sure { GoalCertainty::Sure } else { GoalCertainty::Likely },
                 met: values.iter().filter(|value| holds(**value)).count(),
                 tried: trials.tried,
@@ -234,7 +244,7 @@ pub(crate) fn compared(
     for trials in &after.configurations {
         let Some(twin) = before.configurations.iter().find(|twin| twin.levels == trials.levels) else { continue };
         for (figure, statistic) in figures {
-            let of = |trials: &super::analysis::ConfigurationTrials| statistic.estimate(&trials.values(figure), seed);
+            let of = |trials: &super::analysis::ConfigurationTrials| statistic.estimate(&trials.sample(figure), seed);
             let (Some(before), Some(after)) = (of(twin), of(trials)) else { continue };
             let differs = before.interval.zip(after.interval).map(|(one, other)| one.1 < other.0 || other.1 < one.0);
             compared.push(ComparedFigure {
@@ -335,5 +345,27 @@ mod tests {
         let failed: Vec<_> = compared.iter().map(|one| fails.holds(one.after.value, Some(one.before.value))).collect();
         assert_eq!(failed, [Some(true), Some(false), Some(false), Some(false)]);
         assert_eq!(fails.holds(5.0, None), None, "a multiple of nothing is not known");
+    }
+
+    #[test]
+    fn a_condition_on_what_is_not_known_holds_fails_or_is_open() {
+        let of = |value| IntervalEstimate { value, is_at_least: false, interval: None };
+        let at_least = |value| IntervalEstimate { value, is_at_least: true, interval: None };
+        let cases = [
+            ("total<50s", at_least(60e3), None, Some(false)),
+            ("total<50s", at_least(40e3), None, None),
+            ("total>50s", at_least(60e3), None, Some(true)),
+            ("total>=50s", at_least(40e3), None, None),
+            ("total>50s", of(40e3), None, Some(false)),
+            ("total>1.1x", at_least(60e3), Some(of(50e3)), Some(true)),
+            ("total>1.1x", at_least(40e3), Some(of(50e3)), None),
+            ("total>1.1x", of(50e3), Some(at_least(50e3)), Some(false)),
+            ("total>1.1x", of(60e3), Some(at_least(50e3)), None),
+            ("total>1.1x", at_least(60e3), Some(at_least(50e3)), None),
+            ("total>1.1x", of(60e3), None, None),
+        ];
+        for (text, value, reference, expected) in cases {
+            assert_eq!(condition(text).holds_of(value, reference), expected, "{text} of {value:?} and {reference:?}");
+        }
     }
 }

@@ -121,6 +121,10 @@ pub(crate) const METRICS: &[SweepMetric] = &[
     metric("predicted.blackout", "ms", "blackout, as it was predicted"),
 ];
 
+/// The figures that grow for as long as a migration goes on: of one that did not move the guest they are at least what
+/// they are.
+pub(crate) const GROWING: [&str; 3] = ["total", "total.with-start", "command"];
+
 /// The definition of a figure of this name.
 pub(crate) fn definition(name: &str) -> Option<&'static SweepMetric> {
     METRICS.iter().find(|metric| {

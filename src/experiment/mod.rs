@@ -4,6 +4,7 @@
 //! about a migration: every trial is a `qferry migrate` like anybody's, in a process of its own.
 
 mod analysis;
+mod censored;
 mod command;
 mod condition;
 mod debug_lines;
@@ -30,6 +31,7 @@ mod trial;
 mod tune;
 
 pub(crate) use analysis::{FarTrial, SweepAnalysis};
+pub(crate) use censored::{IntervalEstimate, KnownValue};
 pub(crate) use command::migrate_words;
 pub(crate) use condition::{
     ComparedFigure, FigureBound, FigureCondition, FigureStatistic, GoalCertainty, MetGoal, compared, meeting,
@@ -39,7 +41,7 @@ pub(crate) use link::LinkEnd;
 pub(crate) use metrics::definition;
 pub(crate) use results::{SweepResults, TrialRecord, TrialSample, write_whole};
 pub(crate) use spec_error::SpecError;
-pub(crate) use statistics::{IntervalEstimate, sorted as in_order};
+pub(crate) use statistics::sorted as in_order;
 pub(crate) use trial::{TrialBed, TrialResult, own_program};
 pub(crate) use tune::{AS_IT_STANDS, PolicyCandidate, PolicySearch, SearchRound, TRIALS, TRIALS_LEAST, bandwidth_seen};
 

@@ -7,7 +7,7 @@ use super::{
     grid::SweepPlan,
     host,
     measures::Figures,
-    metrics::{METRICS, definition},
+    metrics::{GROWING, METRICS, definition},
     trial::TrialResult,
 };
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,7 @@ use std::{
     fs::{self, File},
     io::{self, BufRead, BufReader, Write},
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use thiserror::Error;
 
@@ -53,6 +53,18 @@ impl TrialRecord {
     /// Whether the guest moved and the figures count.
     pub(crate) fn counts(&self) -> bool {
         self.outcome == "moved" && self.invalid.is_empty()
+    }
+
+    /// What a figure would have been at least, had the migration gone on until the guest had moved. None of one that
+    /// moved its guest or never began, and of figures that do not grow with time.
+    pub(crate) fn at_least(&self, figure: &str, limit: Duration) -> Option<f64> {
+        let is_left = ["rolled-back", "cancelled", "stuck", "failed"].contains(&self.outcome.as_str());
+        if !is_left || !self.invalid.is_empty() || !GROWING.contains(&figure) {
+            return None;
+        }
+        let value = self.figures.get(figure).copied()?;
+        // the way back began at the limit, and is no part of it
+        Some(if self.censored { value.min(limit.as_secs_f64() * 1000.0) } else { value })
     }
 }
 

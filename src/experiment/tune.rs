@@ -248,7 +248,7 @@ impl PolicySearch {
         let mut others: Vec<(f64, usize)> = (0..)
             .zip(&analysis.configurations)
             .filter(|(at, trials)| !met.contains(at) && trials.counted > 0)
-            .map(|(at, trials)| (trials.median(&self.goal.figure).unwrap_or(f64::INFINITY), at))
+            .map(|(at, trials)| (trials.median(&self.goal.figure).map_or(f64::INFINITY, |median| median.value), at))
             .collect();
         others.sort_by(|one, other| one.0.total_cmp(&other.0));
         let order = met.into_iter().chain(others.into_iter().map(|(_, at)| at));

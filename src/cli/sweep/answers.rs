@@ -1,6 +1,6 @@
 //! What a sweep answers: the setting that meets a goal, how two sweeps differ, and whether a condition fails.
 
-use super::picture::{number, with_interval};
+use super::picture::{known, number, with_interval};
 use crate::{
     cli::render,
     experiment::{
@@ -45,7 +45,9 @@ impl ReadSweep {
 }
 
 fn interval_json(estimate: IntervalEstimate) -> Value {
-    json!({ "value": estimate.value, "interval": estimate.interval.map(|(low, high)| [low, high]) })
+    // an end that the trials do not tell is null
+    json!({ "value": estimate.value, "at_least": estimate.is_at_least,
+        "interval": estimate.interval.map(|(low, high)| [low, high]) })
 }
 
 /// Names the setting with the least total time that meets the goal; `false` where none does.
@@ -124,13 +126,13 @@ pub(super) fn compare(
     let mut failed = Vec::new();
     for (condition, figure) in fails.iter().zip(&figures[own..]) {
         for row in compared(&before, &after, std::slice::from_ref(figure), seed) {
-            if condition.holds(row.after.value, Some(row.before.value)) == Some(true) {
-                failed.push(format!(
-                    "{condition} holds with {}: {} after {}",
-                    row.configuration,
-                    number(row.after.value),
-                    number(row.before.value)
-                ));
+            let (after, before) = (known(row.after.known()), known(row.before.known()));
+            match condition.holds_of(row.after, Some(row.before)) {
+                Some(true) => {
+                    failed.push(format!("{condition} holds with {}: {after} after {before}", row.configuration))
+                }
+                Some(false) => {}
+                None => unknown(condition, &row.configuration, &format!("{after} after {before}")),
             }
         }
     }
@@ -142,6 +144,11 @@ pub(super) fn compare(
         render::print(&compared_words(&rows));
     }
     Ok(failed)
+}
+
+/// Says that trials which were ended or failed leave a condition open, which is no reason to fail.
+fn unknown(condition: &FigureCondition, setting: &str, value: &str) {
+    render::say(&format!("qferry: whether {condition} holds with {setting} is not known: {value}"));
 }
 
 fn compared_json(row: &ComparedFigure) -> Value {
@@ -158,12 +165,14 @@ fn compared_words(rows: &[ComparedFigure]) -> String {
             writeln!(text, "{setting}").ok();
         }
         let unit = definition(&row.figure).map_or("", |metric| metric.unit);
-        let ratio = row.after.value / row.before.value;
+        let is_known = !row.after.is_at_least && !row.before.is_at_least;
+        let ratio = if is_known { row.after.value / row.before.value } else { f64::NAN };
         let ratio = if ratio.is_finite() { format!("{ratio:.2}x") } else { "–".into() };
         let differs = match row.differs {
             Some(true) => "the intervals have nothing in common",
             Some(false) => "the intervals overlap",
-            None => "too few trials for intervals",
+            None if is_known => "too few trials for intervals",
+            None => "trials that were ended or failed leave it open",
         };
         writeln!(
             text,
@@ -189,9 +198,13 @@ pub(super) fn failing(
             return Err(format!("{condition}: a multiple needs two sweeps, with --compare"));
         }
         for trials in &analysis.configurations {
-            let estimate = condition.statistic.estimate(&trials.values(&condition.figure), plan.spec.seed);
-            if let Some(estimate) = estimate.filter(|estimate| condition.holds(estimate.value, None) == Some(true)) {
-                failed.push(format!("{condition} holds with {}: {}", trials.label, number(estimate.value)));
+            let sample = trials.sample(&condition.figure);
+            let Some(estimate) = condition.statistic.estimate(&sample, plan.spec.seed) else { continue };
+            let value = known(estimate.known());
+            match condition.holds_of(estimate, None) {
+                Some(true) => failed.push(format!("{condition} holds with {}: {value}", trials.label)),
+                Some(false) => {}
+                None => unknown(condition, &trials.label, &value),
             }
         }
     }

@@ -2,10 +2,10 @@
 //!
 //! Pure but for the samples over time, which are read from the sweep's folder.
 
-use super::picture::{BLOCKS, Picture, PictureAxis, PictureMark, number};
+use super::picture::{BLOCKS, Picture, PictureAxis, PictureMark, known, number};
 use crate::{
     cli::plot::ink::TextSide,
-    experiment::{SweepAnalysis, SweepPlan, SweepResults, TrialSample, definition, in_order},
+    experiment::{KnownValue, SweepAnalysis, SweepPlan, SweepResults, TrialSample, definition, in_order},
 };
 
 /// Most configurations in one picture: more cannot be told apart.
@@ -72,18 +72,23 @@ fn effect(analysis: &SweepAnalysis<'_>, factor: usize, name: &str, figure: &str)
         return None;
     }
     let count = levels.len();
-    let values = levels.iter().flat_map(|level| level.values.iter().copied());
+    let values = levels.iter().flat_map(|level| level.values.iter().chain(&level.at_least).copied());
+    let is_censored = levels.iter().any(|level| !level.at_least.is_empty());
     let mut marks = Vec::new();
     for (row, level) in levels.iter().enumerate() {
         let y = (count - row) as f64 - 0.68;
-        let summary = level.summary;
         marks.push(PictureMark::Block {
-            corners: [(summary.lower_quartile, y - 0.14), (summary.upper_quartile, y + 0.14)],
+            corners: [(level.quartiles[0].value, y - 0.14), (level.quartiles[1].value, y + 0.14)],
             colour: BLOCKS[4],
         });
         marks.push(PictureMark::Points {
             points: level.values.iter().map(|value| (*value, y)).collect(),
             style: 0,
+            radius: 2,
+        });
+        marks.push(PictureMark::Points {
+            points: level.at_least.iter().map(|value| (*value, y)).collect(),
+            style: 1,
             radius: 2,
         });
         if let Some((low, high)) = level.median.interval {
@@ -95,11 +100,16 @@ fn effect(analysis: &SweepAnalysis<'_>, factor: usize, name: &str, figure: &str)
             let sign = if difference.value > 0.0 { "+" } else { "" };
             format!(", {sign}{} from the first", number(difference.value))
         });
-        let words = format!("{}: median {}{difference} ({} trials)", level.level, number(median), summary.count);
+        let trials = level.values.len() + level.at_least.len();
+        let (level, median) = (&level.level, known(level.median.known()));
+        let words = format!("{level}: median {median}{difference} ({trials} trials)");
         marks.push(PictureMark::Words { at: (0.0, y + 0.3), up: 2.0, side: TextSide::After, words });
     }
     Some(Picture {
-        title: format!("{figure} by {name}: trials, quartiles, median with its 95 % interval"),
+        title: format!(
+            "{figure} by {name}: trials, quartiles, median with its 95 % interval{}",
+            if is_censored { "; the others would have taken longer" } else { "" }
+        ),
         x: PictureAxis::around(&axis_name(figure), values, false),
         y: rows(count),
         legend: Vec::new(),
@@ -188,9 +198,9 @@ fn ledger(results: &SweepResults, analysis: &SweepAnalysis<'_>) -> Option<Pictur
 
 fn trade_off(analysis: &SweepAnalysis<'_>) -> Option<Picture> {
     let (of_blackout, of_total) = analysis.compared();
-    let medians: Vec<(usize, f64, f64)> = (0..)
+    let medians: Vec<(usize, KnownValue, f64)> = (0..)
         .zip(&analysis.configurations)
-        .filter_map(|(at, trials)| Some((at, trials.median(of_total)?, trials.median(of_blackout)?)))
+        .filter_map(|(at, trials)| Some((at, trials.median(of_total)?, trials.median(of_blackout)?.value)))
         .collect();
     if medians.len() < 2 {
         return None;
@@ -199,25 +209,29 @@ fn trade_off(analysis: &SweepAnalysis<'_>) -> Option<Picture> {
     let mut front: Vec<(f64, f64)> = medians
         .iter()
         .filter(|(at, ..)| efficient.contains(at))
-        .map(|(_, total, blackout)| (*total, *blackout))
+        .map(|(_, total, blackout)| (total.value, *blackout))
         .collect();
     front.sort_by(|one, other| one.0.total_cmp(&other.0));
     let mut marks = vec![PictureMark::Line { points: front.clone(), style: 1 }];
     for (at, total, blackout) in &medians {
         let is_efficient = efficient.contains(at);
-        let points = vec![(*total, *blackout)];
+        let points = vec![(total.value, *blackout)];
         marks.push(PictureMark::Points {
             points,
             style: usize::from(is_efficient),
             radius: if is_efficient { 5 } else { 3 },
         });
-        let mark = if is_efficient { " *" } else { "" };
+        let mark = match (is_efficient, total.is_at_least) {
+            (true, _) => " *",
+            (false, true) => ", total at least",
+            (false, false) => "",
+        };
         let words = format!("{}{mark}", analysis.configurations[*at].label);
-        marks.push(PictureMark::Words { at: (*total, *blackout), up: 7.0, side: TextSide::After, words });
+        marks.push(PictureMark::Words { at: (total.value, *blackout), up: 7.0, side: TextSide::After, words });
     }
     Some(Picture {
         title: "Medians of each setting; * none is shorter in both".into(),
-        x: PictureAxis::around(&axis_name(of_total), medians.iter().map(|one| one.1), true),
+        x: PictureAxis::around(&axis_name(of_total), medians.iter().map(|one| one.1.value), true),
         y: PictureAxis::around(&axis_name(of_blackout), medians.iter().map(|one| one.2), true),
         legend: Vec::new(),
         has_blocks: false,
@@ -230,7 +244,8 @@ fn trade_off(analysis: &SweepAnalysis<'_>) -> Option<Picture> {
 /// worst.
 fn timelines(results: &SweepResults, analysis: &SweepAnalysis<'_>) -> Vec<(String, Picture)> {
     let (figure, _) = analysis.compared();
-    let blackouts = analysis.configurations.iter().map(|trials| trials.median(figure).unwrap_or(f64::NEG_INFINITY));
+    let medians = analysis.configurations.iter().map(|trials| trials.median(figure));
+    let blackouts = medians.map(|median| median.map_or(f64::NEG_INFINITY, |median| median.value));
     let Some((longest, _)) = blackouts.enumerate().max_by(|one, other| one.1.total_cmp(&other.1)) else {
         return Vec::new();
     };

@@ -6,7 +6,7 @@ use crate::cli::plot::{
     chart::{LINE_STYLES, StandIns},
     ink::{PlotColour, SvgOverlay, TextSide, escaped, fitted, style_sheet, text_width, wrapped},
 };
-use crate::experiment::IntervalEstimate;
+use crate::experiment::{IntervalEstimate, KnownValue};
 use plotters::{
     chart::ChartBuilder,
     drawing::IntoDrawingArea,
@@ -115,10 +115,17 @@ pub(super) fn number(value: f64) -> String {
 
 /// An estimate with its interval, as tables and answers have it.
 pub(super) fn with_interval(estimate: IntervalEstimate) -> String {
+    let value = known(estimate.known());
     match estimate.interval {
-        Some((low, high)) => format!("{} ({} to {})", number(estimate.value), number(low), number(high)),
-        None => number(estimate.value),
+        Some((low, high)) if high.is_finite() => format!("{value} ({} to {})", number(low), number(high)),
+        Some((low, _)) => format!("{value} (at least {})", number(low)),
+        None => value,
     }
+}
+
+/// A value that may only be the least one.
+pub(super) fn known(known: KnownValue) -> String {
+    format!("{}{}", if known.is_at_least { "at least " } else { "" }, number(known.value))
 }
 
 /// What is drawn, in the units of the axes.

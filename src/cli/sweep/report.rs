@@ -6,7 +6,7 @@
 
 use super::{
     charts::{self, shown},
-    picture::{Picture, number, with_interval},
+    picture::{Picture, known, number, with_interval},
 };
 use crate::{
     cli::plot::ink::escaped,
@@ -121,7 +121,9 @@ fn page(
     page.put(
         "<p class=\"soft\">One trial is one observation. Medians and quartiles are of type 7; intervals are 95 % bootstrap intervals \
          (bias-corrected and accelerated, 2000 resamples), given from 5 trials on. Differences are within blocks. All times \
-         are by the clock of one host.</p>",
+         are by the clock of one host. A trial that the limit ended, or that failed, counts in total and command as one that would \
+         have taken longer than it did: quantiles are then those of Kaplan and Meier, and where the trials do not tell one, it \
+         is at least what it says.</p>",
     );
     page.put("<h2>Settings</h2>");
     settings(&mut page, plan, analysis);
@@ -176,12 +178,14 @@ fn settings(page: &mut Page, plan: &SweepPlan, analysis: &SweepAnalysis<'_>) {
             let mut row = trials.levels.clone();
             row.push(format!("{} / {}", trials.counted, trials.tried));
             row.push(cell(analysis.median_of(at, blackout)));
-            row.push(or_dash(analysis.quantile_of(at, blackout, 0.95).map(number)));
+            row.push(or_dash(analysis.quantile_of(at, blackout, 0.95).map(known)));
             row.push(cell(analysis.median_of(at, "outside.beats")));
             let mark = if efficient.contains(&at) { " *" } else { "" };
             row.push(cell(analysis.median_of(at, total)) + mark);
             let share = trials.median("guest.pages.during").zip(trials.median("guest.pages.before"));
-            row.push(share.map_or("–".into(), |(during, before)| format!("{:.0} %", during / before * 100.0)));
+            row.push(
+                share.map_or("–".into(), |(during, before)| format!("{:.0} %", during.value / before.value * 100.0)),
+            );
             row
         })
         .collect();
@@ -200,15 +204,19 @@ fn effects(page: &mut Page, plan: &SweepPlan, analysis: &SweepAnalysis<'_>) {
         for figure in shown(analysis) {
             let unit = definition(figure).map_or("", |metric| metric.unit);
             for level in analysis.effect(factor, figure) {
-                let summary = level.summary;
+                let [lower, upper] = level.quartiles.map(known);
+                let longer = |count: usize, words: &str| match count {
+                    0 => String::new(),
+                    count => format!(" {words} {count}"),
+                };
                 rows.push(vec![
                     format!("{name} = {}", level.level),
                     format!("{figure}, {unit}"),
-                    summary.count.to_string(),
+                    format!("{}{}", level.values.len(), longer(level.at_least.len(), "+")),
                     with_interval(level.median),
-                    format!("{} to {}", number(summary.lower_quartile), number(summary.upper_quartile)),
-                    format!("{} ± {}", number(summary.mean), or_dash(summary.deviation.map(number))),
-                    cell(level.difference),
+                    format!("{lower} to {upper}"),
+                    format!("{} ± {}", known(level.mean), or_dash(level.deviation.map(number))),
+                    cell(level.difference) + &longer(level.unknown_differences, "without"),
                 ]);
             }
         }
@@ -216,6 +224,10 @@ fn effects(page: &mut Page, plan: &SweepPlan, analysis: &SweepAnalysis<'_>) {
     let head =
         ["level", "figure", "trials", "median", "quartiles", "mean ± deviation", "difference from the first level"];
     page.table(&head, 2, &rows);
+    page.put(
+        "<p class=\"soft\">\u{201c}5 + 1\u{201d} trials: of one more it is known only that it would have taken longer. Differences with \
+         such a trial are left out, as often as it says.</p>",
+    );
 }
 
 fn noise(page: &mut Page, records: &[TrialRecord], far: &[FarTrial]) {

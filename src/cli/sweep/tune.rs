@@ -105,7 +105,7 @@ fn words(search: &PolicySearch, plan: &SweepPlan, results: &SweepResults, best: 
     let figures = |label: &str| {
         let trials =
             analysis.configurations.iter().find(|trials| trials.levels.first().is_some_and(|one| one == label))?;
-        let median = |figure: &str| FigureStatistic::MEDIAN.estimate(&trials.values(figure), plan.spec.seed);
+        let median = |figure: &str| FigureStatistic::MEDIAN.estimate(&trials.sample(figure), plan.spec.seed);
         let (blackout, total) = (median("blackout")?, median("total")?);
         Some(format!(
             "blackout {} ms, total {} ms ({} of {} trials moved)",
