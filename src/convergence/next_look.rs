@@ -85,7 +85,6 @@ fn part_of(left: f64, [least, most]: [Duration; 2]) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::convergence::{
         Action, RamSample,
         fixture::{ControllerRun, MIB, job, mirror, policy, ready},
