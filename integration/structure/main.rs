@@ -90,6 +90,8 @@ const PURE: &[&str] = &[
     "experiment/spec.rs",
     "experiment/spec_error.rs",
     "experiment/statistics.rs",
+    "experiment/tables.rs",
+    "experiment/trial_record.rs",
     "handover/judgement.rs",
     "handover/ownership.rs",
     "handover/verdict.rs",

@@ -8,8 +8,8 @@ use super::{
     censored::{CensoredSample, IntervalEstimate, KnownValue},
     grid::SweepPlan,
     metrics::GROWING,
-    results::TrialRecord,
     statistics::{median, outliers, summary},
+    trial_record::TrialRecord,
 };
 use std::{collections::BTreeMap, time::Duration};
 
@@ -182,18 +182,20 @@ impl<'a> SweepAnalysis<'a> {
     /// one of the two is only known to be at least something.
     fn differences(&self, factor: usize, from: &str, to: &str, figure: &str) -> Vec<Option<f64>> {
         let is_bound = |record: &TrialRecord| record.at_least(figure, Duration::MAX).is_some();
-        let counted: Vec<&TrialRecord> =
+        let counted: Vec<&'a TrialRecord> =
             self.records.iter().filter(|record| record.counts() || is_bound(record)).collect();
-        let is_twin = |one: &TrialRecord, other: &TrialRecord| {
-            let alike = |(at, (one, other)): (usize, (&String, &String))| at == factor || one == other;
-            one.block == other.block && one.levels.iter().zip(&other.levels).enumerate().all(alike)
+        // twins have the block and all other levels in common
+        let others = |record: &'a TrialRecord| -> (u32, Vec<&'a String>) {
+            let levels = record.levels.iter().enumerate().filter(|(at, _)| *at != factor).map(|(_, level)| level);
+            (record.block, levels.collect())
         };
         let with = |level: &str| {
             let level = level.to_owned();
-            counted.iter().filter(move |record| record.levels[factor] == level)
+            counted.iter().copied().filter(move |record| record.levels[factor] == level)
         };
+        let twins: BTreeMap<_, &TrialRecord> = with(from).map(|record| (others(record), record)).collect();
         let pairs = with(to).filter_map(|record| {
-            let twin = with(from).find(|other| is_twin(record, other))?;
+            let twin = twins.get(&others(record))?;
             let difference = record.figures.get(figure)? - twin.figures.get(figure)?;
             Some((record.counts() && twin.counts()).then_some(difference))
         });

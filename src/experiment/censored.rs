@@ -4,7 +4,7 @@
 //! Pure. Without such observations quantiles are those of type 7, as everywhere. With them they are read from the curve
 //! of Kaplan and Meier (1958), as R's `survfit` reads them: where the curve lies flat at the share, the middle counts.
 
-use super::statistics::{bootstrapped, quantile};
+use super::statistics::{bootstrapped, quantile_among};
 use std::fmt;
 
 /// What is known of a value.
@@ -52,13 +52,9 @@ impl CensoredSample {
             let finite = values.iter().filter(|value| value.is_finite());
             finite.map(|value| KnownValue { value: *value, is_at_least }).collect()
         };
-        let mut sample = Self([of(known, false), of(at_least, true)].concat());
-        sample.order();
-        sample
-    }
-
-    fn order(&mut self) {
-        self.0.sort_by(|one, other| one.value.total_cmp(&other.value).then(one.is_at_least.cmp(&other.is_at_least)));
+        let mut sample = [of(known, false), of(at_least, true)].concat();
+        sample.sort_by(|one, other| one.value.total_cmp(&other.value).then(one.is_at_least.cmp(&other.is_at_least)));
+        Self(sample)
     }
 
     /// How many are only known to be at least something.
@@ -70,8 +66,8 @@ impl CensoredSample {
     pub(crate) fn quantile(&self, share: f64) -> Option<KnownValue> {
         let greatest = self.0.last()?.value;
         if self.censored() == 0 {
-            let values: Vec<f64> = self.0.iter().map(|one| one.value).collect();
-            return quantile(&values, share).map(|value| KnownValue { value, is_at_least: false });
+            let value = quantile_among(self.0.len(), share, |at| self.0[at].value);
+            return value.map(|value| KnownValue { value, is_at_least: false });
         }
         let wanted = 1.0 - share.clamp(0.0, 1.0);
         let mut curve = self.curve().into_iter().skip_while(|(_, left)| *left > wanted + NEARLY);
@@ -117,9 +113,7 @@ impl CensoredSample {
         let KnownValue { value, is_at_least } = statistic(self)?;
         // of a resample, a value that is only the least one is beyond all that are known
         let of = |drawn: &[KnownValue], beyond: f64| -> f64 {
-            let mut drawn = Self(drawn.to_vec());
-            drawn.order();
-            match statistic(&drawn) {
+            match statistic(&Self(drawn.to_vec())) {
                 Some(known) if known.is_at_least => known.value.max(beyond),
                 known => known.map_or(f64::NAN, |known| known.value),
             }

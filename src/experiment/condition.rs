@@ -263,7 +263,7 @@ pub(crate) fn compared(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::experiment::{analysis::tests as samples, results::TrialRecord};
+    use crate::experiment::{analysis::tests as samples, trial_record::TrialRecord};
 
     fn condition(text: &str) -> FigureCondition {
         text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))

@@ -27,7 +27,9 @@ mod spec;
 mod spec_error;
 mod started_qemu;
 mod statistics;
+mod tables;
 mod trial;
+mod trial_record;
 mod tune;
 
 pub(crate) use analysis::{FarTrial, SweepAnalysis};
@@ -39,10 +41,11 @@ pub(crate) use condition::{
 pub(crate) use grid::SweepPlan;
 pub(crate) use link::LinkEnd;
 pub(crate) use metrics::definition;
-pub(crate) use results::{SweepResults, TrialRecord, TrialSample, write_whole};
+pub(crate) use results::{SweepResults, TrialSample, write_whole};
 pub(crate) use spec_error::SpecError;
 pub(crate) use statistics::sorted as in_order;
 pub(crate) use trial::{TrialBed, TrialResult, own_program};
+pub(crate) use trial_record::TrialRecord;
 pub(crate) use tune::{AS_IT_STANDS, PolicyCandidate, PolicySearch, SearchRound, TRIALS, TRIALS_LEAST, bandwidth_seen};
 
 /// Reads a sweep's spec and makes the commands of each of its combinations; their number.

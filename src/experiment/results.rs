@@ -1,72 +1,24 @@
 //! The folder of a sweep's results. It is whole after every trial: a sweep that is killed loses at most the one under
 //! way.
 //!
-//! Owns its files. `trials.jsonl` is what counts: the tables are made anew from it.
+//! Owns its files. `trials.jsonl` is what counts: the tables are made from it.
 
-use super::{
-    grid::SweepPlan,
-    host,
-    measures::Figures,
-    metrics::{GROWING, METRICS, definition},
-    trial::TrialResult,
-};
+use super::{grid::SweepPlan, host, tables, trial::TrialResult, trial_record::TrialRecord};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
-    io::{self, BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write},
+    ops::Range,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 use thiserror::Error;
 
 const SPEC: &str = "spec.toml";
 const TRIALS: &str = "trials.jsonl";
 const SAMPLES: &str = "samples.jsonl";
-
-/// A trial as it is kept.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct TrialRecord {
-    pub(crate) trial: usize,
-    pub(crate) block: u32,
-    pub(crate) configuration: usize,
-    /// The value of each factor.
-    pub(crate) levels: Vec<String>,
-    /// When it ended, in milliseconds since 1970.
-    pub(crate) ended_ms: u64,
-    pub(crate) outcome: String,
-    pub(crate) reason: Option<String>,
-    /// Whether it was ended by the limit: its times are at least what they are.
-    pub(crate) censored: bool,
-    /// Which migration of its guest it was, counted from 1.
-    pub(crate) leg: u32,
-    /// When the guest stopped, in milliseconds since the begin.
-    pub(crate) stop_ms: Option<f64>,
-    /// Why it does not count.
-    pub(crate) invalid: Vec<String>,
-    pub(crate) notes: Vec<String>,
-    pub(crate) figures: Figures,
-}
-
-impl TrialRecord {
-    /// Whether the guest moved and the figures count.
-    pub(crate) fn counts(&self) -> bool {
-        self.outcome == "moved" && self.invalid.is_empty()
-    }
-
-    /// What a figure would have been at least, had the migration gone on until the guest had moved. None of one that
-    /// moved its guest or never began, and of figures that do not grow with time.
-    pub(crate) fn at_least(&self, figure: &str, limit: Duration) -> Option<f64> {
-        let is_left = ["rolled-back", "cancelled", "stuck", "failed"].contains(&self.outcome.as_str());
-        if !is_left || !self.invalid.is_empty() || !GROWING.contains(&figure) {
-            return None;
-        }
-        let value = self.figures.get(figure).copied()?;
-        // the way back began at the limit, and is no part of it
-        Some(if self.censored { value.min(limit.as_secs_f64() * 1000.0) } else { value })
-    }
-}
 
 /// A sample of a trial over time, as far as a report draws it.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -113,6 +65,10 @@ fn of(path: &Path) -> impl FnOnce(io::Error) -> ResultsError + use<> {
 pub(crate) struct SweepResults {
     folder: PathBuf,
     pub(crate) records: Vec<TrialRecord>,
+    /// Where each trial's samples are in their file, of a sweep that runs.
+    samples: BTreeMap<usize, Range<u64>>,
+    /// The figures that the tables have a column for; none before these are first made.
+    columns: Option<Vec<String>>,
 }
 
 impl SweepResults {
@@ -124,7 +80,7 @@ impl SweepResults {
         let wrong = |why| ResultsError::Folder { folder: folder.to_owned(), why };
         fs::create_dir_all(folder).map_err(of(folder))?;
         let spec = folder.join(SPEC);
-        let mut records = Vec::new();
+        let (mut records, mut samples) = (Vec::new(), BTreeMap::new());
         if resumes {
             match fs::read_to_string(&spec) {
                 Ok(before) if before == text => {}
@@ -132,7 +88,7 @@ impl SweepResults {
                 Err(_) => return Err(wrong("there is no sweep to go on with: begin a new one")),
             }
             records = whole_records(folder)?;
-            keep_samples_of(folder, &records)?;
+            samples = keep_samples_of(folder, &records)?;
         } else if fs::read_dir(folder).map_err(of(folder))?.next().is_some() {
             return Err(wrong("it is not empty: go on with the sweep in it, or give another folder"));
         } else {
@@ -142,17 +98,18 @@ impl SweepResults {
         let text =
             serde_json::to_vec_pretty(&host::environment()).map_err(io::Error::from).map_err(of(&environment))?;
         write_whole(&environment, &text)?;
-        Ok(Self { folder: folder.to_owned(), records })
+        Ok(Self { folder: folder.to_owned(), records, samples, columns: None })
     }
 
-    /// Reads the folder of a sweep, with its spec's text.
+    /// Reads the folder of a sweep, without samples, and its spec's text.
     ///
     /// # Errors
     /// It is none.
     pub(crate) fn read(folder: &Path) -> Result<(Self, String), ResultsError> {
         let spec = folder.join(SPEC);
         let text = fs::read_to_string(&spec).map_err(of(&spec))?;
-        Ok((Self { folder: folder.to_owned(), records: records(folder)?.0 }, text))
+        let (records, _) = records(folder)?;
+        Ok((Self { folder: folder.to_owned(), records, samples: BTreeMap::new(), columns: None }, text))
     }
 
     /// The folder.
@@ -160,7 +117,7 @@ impl SweepResults {
         &self.folder
     }
 
-    /// Keeps what came of a trial, and makes the tables anew.
+    /// Keeps what came of a trial, and adds it to the tables: the cost does not grow with the trials that are kept.
     ///
     /// # Errors
     /// A file cannot be written.
@@ -173,7 +130,9 @@ impl SweepResults {
             sample["trial"] = json!(number);
             line(&mut lines, &sample).map_err(of(&samples))?;
         }
+        let begin = file.metadata().map_err(of(&samples))?.len();
         file.write_all(&lines).map_err(of(&samples))?;
+        self.samples.insert(number, begin..begin + lines.len() as u64);
         let record = TrialRecord {
             trial: number,
             block: trial.block,
@@ -197,88 +156,46 @@ impl SweepResults {
         let mut file = File::options().create(true).append(true).open(&trials).map_err(of(&trials))?;
         file.write_all(&lines).and_then(|()| file.sync_data()).map_err(of(&trials))?;
         self.records.push(record);
-        self.write_tables(plan)
+        self.keep_tables(plan)
     }
 
-    /// Makes the tables.
-    ///
-    /// # Errors
-    /// A file cannot be written.
-    pub(crate) fn write_tables(&self, plan: &SweepPlan) -> Result<(), ResultsError> {
-        self.table("results.csv", |table| self.long(plan, table))?;
-        self.table("trials.csv", |table| self.wide(plan, table))?;
-        self.table("data_quality.csv", |table| self.quality(table))?;
-        self.table("metrics.csv", |table| {
-            table.write_record(["metric", "unit", "definition"])?;
-            METRICS.iter().try_for_each(|metric| table.write_record([metric.name, metric.unit, metric.definition]))
-        })
-    }
-
-    fn table(
-        &self,
-        name: &str,
-        rows: impl FnOnce(&mut csv::Writer<Vec<u8>>) -> Result<(), csv::Error>,
-    ) -> Result<(), ResultsError> {
-        let path = self.folder.join(name);
-        let mut table = csv::Writer::from_writer(Vec::new());
-        rows(&mut table).map_err(|error| of(&path)(error.into()))?;
-        let bytes = table.into_inner().map_err(|error| of(&path)(error.into_error()))?;
-        write_whole(&path, &bytes)
-    }
-
-    /// A row for each figure of each trial.
-    fn long(&self, plan: &SweepPlan, table: &mut csv::Writer<Vec<u8>>) -> Result<(), csv::Error> {
-        let factors = plan.factors.iter().map(String::as_str);
-        let head = ["trial", "block", "configuration"].into_iter().chain(factors);
-        table.write_record(head.chain(["outcome", "counts", "censored", "metric", "unit", "value"]))?;
-        for record in &self.records {
-            for (name, value) in &record.figures {
-                let unit = definition(name).map_or("", |metric| metric.unit);
-                let mut row = [record.trial, record.block as usize, record.configuration]
-                    .map(|number| number.to_string())
-                    .to_vec();
-                row.extend(record.levels.iter().cloned());
-                row.extend([record.outcome.clone(), yes(record.counts()).into(), yes(record.censored).into()]);
-                row.extend([name.clone(), unit.into(), value.to_string()]);
-                table.write_record(row)?;
+    /// Adds the last record to the tables. They are made anew for the first record since the folder was opened, as a
+    /// kill may have torn a row, and for one with figures that have no column yet.
+    fn keep_tables(&mut self, plan: &SweepPlan) -> Result<(), ResultsError> {
+        let Some((last, _)) = self.records.split_last() else { return Ok(()) };
+        let has_columns = |columns: &Vec<String>| last.figures.keys().all(|name| columns.contains(name));
+        let wrong = of(&self.folder);
+        if let Some(columns) = self.columns.as_ref().filter(|columns| has_columns(columns)) {
+            for (name, rows) in tables::tables(plan, columns, std::slice::from_ref(last), false).map_err(wrong)? {
+                let path = self.folder.join(name);
+                let mut file = File::options().append(true).open(&path).map_err(of(&path))?;
+                file.write_all(&rows).map_err(of(&path))?;
             }
+            return Ok(());
         }
+        let columns = self.figure_names();
+        for (name, table) in tables::tables(plan, &columns, &self.records, true).map_err(wrong)? {
+            write_whole(&self.folder.join(name), &table)?;
+        }
+        let metrics = self.folder.join("metrics.csv");
+        write_whole(&metrics, &tables::metrics().map_err(of(&metrics))?)?;
+        self.columns = Some(columns);
         Ok(())
     }
 
-    /// A row for each trial.
-    fn wide(&self, plan: &SweepPlan, table: &mut csv::Writer<Vec<u8>>) -> Result<(), csv::Error> {
-        let names = self.figure_names();
-        let mut head: Vec<&str> = vec!["trial", "block", "configuration"];
-        head.extend(plan.factors.iter().map(String::as_str));
-        head.extend(["ended_ms", "leg", "outcome", "reason", "counts", "censored"]);
-        head.extend(names.iter().map(String::as_str));
-        table.write_record(head)?;
-        for record in &self.records {
-            let mut row =
-                [record.trial, record.block as usize, record.configuration].map(|number| number.to_string()).to_vec();
-            row.extend(record.levels.iter().cloned());
-            row.extend([record.ended_ms.to_string(), record.leg.to_string(), record.outcome.clone()]);
-            row.push(record.reason.clone().unwrap_or_default());
-            row.extend([yes(record.counts()).to_owned(), yes(record.censored).to_owned()]);
-            row.extend(names.iter().map(|name| record.figures.get(name).map(f64::to_string).unwrap_or_default()));
-            table.write_record(row)?;
-        }
-        Ok(())
-    }
-
-    /// The samples of some trials.
+    /// The samples of some trials of a sweep that runs.
     ///
     /// # Errors
     /// The file cannot be read.
     pub(crate) fn samples_of(&self, trials: &[usize]) -> Result<Vec<TrialSample>, ResultsError> {
         let path = self.folder.join(SAMPLES);
         let mut samples = Vec::new();
-        for line in BufReader::new(File::open(&path).map_err(of(&path))?).lines() {
-            // A line that was torn by a kill is of a trial that was not kept.
-            let Ok(sample) = serde_json::from_str::<TrialSample>(&line.map_err(of(&path))?) else { continue };
-            if trials.contains(&sample.trial) {
-                samples.push(sample);
+        let mut file = File::open(&path).map_err(of(&path))?;
+        for place in trials.iter().filter_map(|trial| self.samples.get(trial)) {
+            file.seek(SeekFrom::Start(place.start)).map_err(of(&path))?;
+            for line in BufReader::new((&mut file).take(place.end - place.start)).lines() {
+                // what a report does not draw is no sample to it
+                samples.extend(serde_json::from_str::<TrialSample>(&line.map_err(of(&path))?).ok());
             }
         }
         Ok(samples)
@@ -286,31 +203,8 @@ impl SweepResults {
 
     /// The names of all figures that a trial has, in the order of their definitions.
     pub(crate) fn figure_names(&self) -> Vec<String> {
-        let names: BTreeSet<&String> = self.records.iter().flat_map(|record| record.figures.keys()).collect();
-        let place = |name: &str| METRICS.iter().position(|metric| Some(metric) == definition(name));
-        let mut names: Vec<String> = names.into_iter().cloned().collect();
-        names.sort_by_key(|name| place(name));
-        names
+        tables::figure_names(&self.records)
     }
-
-    fn quality(&self, table: &mut csv::Writer<Vec<u8>>) -> Result<(), csv::Error> {
-        table.write_record(["trial", "counts", "censored", "why"])?;
-        for record in &self.records {
-            let mut whys: Vec<String> = record.invalid.iter().chain(&record.notes).cloned().collect();
-            if record.outcome != "moved" {
-                let reason = record.reason.as_deref().unwrap_or("no reason is known");
-                whys.push(format!("the guest did not move ({}): {reason}", record.outcome));
-            }
-            for why in whys {
-                table.write_record([&record.trial.to_string(), yes(record.counts()), yes(record.censored), &why])?;
-            }
-        }
-        Ok(())
-    }
-}
-
-fn yes(holds: bool) -> &'static str {
-    if holds { "yes" } else { "no" }
 }
 
 fn line(to: &mut Vec<u8>, value: &impl Serialize) -> io::Result<()> {
@@ -355,17 +249,35 @@ fn whole_records(folder: &Path) -> Result<Vec<TrialRecord>, ResultsError> {
     Ok(records)
 }
 
-/// Leaves out the samples of a trial that was not kept.
-fn keep_samples_of(folder: &Path, records: &[TrialRecord]) -> Result<(), ResultsError> {
+/// The trial of a line of samples.
+#[derive(Deserialize)]
+struct OfTrial {
+    trial: usize,
+}
+
+/// Leaves out the samples of a trial that was not kept; where those of the others are.
+fn keep_samples_of(folder: &Path, records: &[TrialRecord]) -> Result<BTreeMap<usize, Range<u64>>, ResultsError> {
+    let mut places: BTreeMap<usize, Range<u64>> = BTreeMap::new();
     let path = folder.join(SAMPLES);
-    let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
-    let kept: BTreeSet<u64> = records.iter().map(|record| record.trial as u64).collect();
-    let is_kept = |line: &&str| {
-        serde_json::from_str::<serde_json::Value>(line)
-            .is_ok_and(|sample| sample["trial"].as_u64().is_some_and(|trial| kept.contains(&trial)))
-    };
-    let lines: String = text.lines().filter(is_kept).flat_map(|line| [line, "\n"]).collect();
-    write_whole(&path, lines.as_bytes())
+    let Ok(file) = File::open(&path) else { return Ok(places) };
+    let kept: BTreeSet<usize> = records.iter().map(|record| record.trial).collect();
+    let new = path.with_extension("new");
+    let mut to = BufWriter::new(File::create(&new).map_err(of(&new))?);
+    let (mut reader, mut line, mut at) = (BufReader::new(file), Vec::new(), 0);
+    while reader.read_until(b'\n', &mut line).map_err(of(&path))? > 0 {
+        let trial = serde_json::from_slice(&line).ok().map(|OfTrial { trial }| trial);
+        // A line that was torn by a kill is of a trial that was not kept.
+        if let Some(trial) = trial.filter(|trial| line.ends_with(b"\n") && kept.contains(trial)) {
+            to.write_all(&line).map_err(of(&new))?;
+            let end = at + line.len() as u64;
+            places.entry(trial).or_insert(at..end).end = end;
+            at = end;
+        }
+        line.clear();
+    }
+    to.flush().map_err(of(&new))?;
+    fs::rename(&new, &path).map_err(of(&path))?;
+    Ok(places)
 }
 
 #[cfg(test)]
@@ -423,6 +335,42 @@ mod tests {
         );
         assert!(read(folder.path(), "metrics.csv").contains("blackout,ms,"));
         assert!(read(folder.path(), "environment.json").contains("kernel"));
+    }
+
+    /// A file that is written anew is another file.
+    #[test]
+    fn a_further_trial_adds_rows_and_reads_nothing_again() {
+        use std::os::unix::fs::MetadataExt;
+        let folder = tempfile::tempdir().expect("a folder");
+        let text = "repeats = 9\n";
+        let plan = SweepPlan::read(text).expect("the spec is right");
+        let files = || {
+            let tables = ["results.csv", "trials.csv", "data_quality.csv", "metrics.csv"];
+            tables.map(|name| fs::metadata(folder.path().join(name)).expect(name).ino())
+        };
+        let mut results = SweepResults::open(folder.path(), text, false).expect("the folder is empty");
+        results.add(&plan, 0, result(0.0)).expect("it is kept");
+        let first = files();
+        for number in 1..4 {
+            results.add(&plan, number, result(number as f64)).expect("it is kept");
+        }
+        assert_eq!(files(), first, "rows were added");
+        let mut wider = result(4.0);
+        wider.figures.insert("ram.bytes".into(), 7.0);
+        results.add(&plan, 4, wider).expect("it is kept");
+        assert_ne!(files(), first, "the table of trials has a column more");
+        results.add(&plan, 5, result(5.0)).expect("it is kept");
+
+        // the tables are those that a folder gets which is opened again, and so are the samples
+        let names = ["results.csv", "trials.csv", "data_quality.csv"];
+        let added = names.map(|name| read(folder.path(), name));
+        let mut again = SweepResults::open(folder.path(), text, true).expect("it goes on");
+        assert_eq!(again.samples, results.samples);
+        again.keep_tables(&plan).expect("they are made");
+        assert_eq!(names.map(|name| read(folder.path(), name)), added);
+        let samples = again.samples_of(&[4, 2]).expect("they are there");
+        assert_eq!(samples.iter().map(|sample| sample.trial).collect::<Vec<_>>(), [4, 2]);
+        assert_eq!(added[1].lines().count(), 7);
     }
 
     #[test]

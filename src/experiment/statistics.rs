@@ -35,11 +35,15 @@ pub(crate) fn sorted(values: &[f64]) -> Vec<f64> {
 
 /// The quantile of values in order, from 0.0 to 1.0; none of no value.
 pub(crate) fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
-    let last = sorted.len().checked_sub(1)?;
+    quantile_among(sorted.len(), share, |at| sorted[at])
+}
+
+/// The same of so many values, each of which is told by its place in the order.
+pub(super) fn quantile_among(count: usize, share: f64, value: impl Fn(usize) -> f64) -> Option<f64> {
+    let last = count.checked_sub(1)?;
     let place = share.clamp(0.0, 1.0) * last as f64;
     let (below, part) = (place.floor() as usize, place.fract());
-    let low = *sorted.get(below)?;
-    let high = *sorted.get(below + 1).unwrap_or(&low);
+    let (low, high) = (value(below), value((below + 1).min(last)));
     // ends of intervals may be infinite
     Some(if part == 0.0 || low == high { low } else { low + (high - low) * part })
 }
@@ -69,8 +73,8 @@ pub(crate) fn summary(values: &[f64]) -> Option<SampleSummary> {
 }
 
 /// The bootstrap interval of [`CONFIDENCE`] of a statistic of a sample in order, which is `value`. None of fewer than 5
-/// observations, of which a bootstrap knows too little. The statistic is given what to take, at least, for a value that
-/// is not known.
+/// observations, of which a bootstrap knows too little. The statistic is given samples in order, and what to take, at
+/// least, for a value that is not known.
 pub(super) fn bootstrapped<T: Copy>(
     sample: &[T],
     seed: u64,
@@ -81,10 +85,15 @@ pub(super) fn bootstrapped<T: Copy>(
         return None;
     }
     let mut random = fastrand::Rng::with_seed(seed);
-    let mut drawn = sample.to_vec();
+    let (mut drawn, mut times) = (Vec::with_capacity(sample.len()), vec![0_u32; sample.len()]);
     let mut resampled: Vec<f64> = (0..RESAMPLES)
         .map(|_| {
-            drawn.iter_mut().for_each(|place| *place = sample[random.usize(..sample.len())]);
+            // how often each is drawn gives the order without a sort
+            sample.iter().for_each(|_| times[random.usize(..sample.len())] += 1);
+            drawn.clear();
+            for (one, times) in sample.iter().zip(&mut times) {
+                drawn.extend((0..std::mem::take(times)).map(|_| *one));
+            }
             statistic(&drawn, f64::INFINITY)
         })
         .collect();

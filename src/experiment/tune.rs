@@ -8,10 +8,10 @@ use super::{
     condition::{FigureCondition, meeting},
     grid::{SweepPlan, label},
     limits,
-    results::TrialRecord,
     spec::SweepSpec,
     spec_error::{SpecError, wrong},
     statistics::{quantile, sorted},
+    trial_record::TrialRecord,
 };
 use crate::{
     convergence::{

@@ -18,6 +18,31 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// A report takes longer the more trials it is of, and is written so seldom that it takes at most this part of the
+/// time.
+const REPORT_SHARE: u32 = 20;
+
+/// When the report was written last, and how long that took.
+#[derive(Debug, Clone, Copy)]
+struct WrittenReport {
+    ended: Instant,
+    took: Duration,
+}
+
+impl WrittenReport {
+    fn write(plan: &SweepPlan, results: &SweepResults) -> Result<Self, String> {
+        let begin = Instant::now();
+        report::write(plan, results)?;
+        let ended = Instant::now();
+        Ok(Self { ended, took: ended - begin })
+    }
+
+    /// Whether the next one is due.
+    fn is_old(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.ended) >= self.took * REPORT_SHARE
+    }
+}
+
 /// Looks whether the words of a command line would be understood.
 pub(super) type WordsCheck = fn(&[String]) -> Result<(), String>;
 
@@ -56,6 +81,10 @@ pub(super) async fn to_the_end(
     };
     let (kept, all) = (results.records.len(), plan.trials.len());
     if let Err(why) = ran {
+        // why the sweep ended is what is told; a report of these trials may be missing
+        if kept > 0 {
+            report::write(plan, &results).ok();
+        }
         let text =
             format!("{why}; {kept} of {all} trials are kept in {}: --resume goes on with the rest", folder.display());
         return Err(failed(&text, json));
@@ -79,6 +108,7 @@ async fn trials(plan: &SweepPlan, results: &mut SweepResults, bed: &mut TrialBed
         // a later version may draw the same results otherwise
         return report::write(plan, results);
     }
+    let mut report: Option<WrittenReport> = None;
     bed.join(&plan.links()).await.map_err(|error| error.to_string())?;
     for (ran, trial) in rest.iter().enumerate() {
         let configuration = &plan.configurations[trial.configuration];
@@ -91,7 +121,10 @@ async fn trials(plan: &SweepPlan, results: &mut SweepResults, bed: &mut TrialBed
             }
         };
         results.add(plan, trial.number, result).map_err(|error| error.to_string())?;
-        report::write(plan, results)?;
+        let is_last = ran + 1 == rest.len();
+        if is_last || report.is_none_or(|report| report.is_old(Instant::now())) {
+            report = Some(WrittenReport::write(plan, results)?);
+        }
         let Some(record) = results.records.last() else { continue };
         let left = begin.elapsed() / u32::try_from(ran + 1).unwrap_or(u32::MAX)
             * u32::try_from(rest.len() - ran - 1).unwrap_or(0);
@@ -131,5 +164,20 @@ fn tell(plan: &SweepPlan, record: &TrialRecord, left: Duration, begin: Instant, 
             object.extend(record);
         }
         render::object(&object).ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_takes_a_small_part_of_the_time() {
+        let ended = Instant::now();
+        let cases = [(0, 0, true), (100, 1999, false), (100, 2000, true), (60_000, 1_000_000, false)];
+        for (took, later, expected) in cases {
+            let written = WrittenReport { ended, took: Duration::from_millis(took) };
+            assert_eq!(written.is_old(ended + Duration::from_millis(later)), expected, "{took} ms, {later} ms later");
+        }
     }
 }
