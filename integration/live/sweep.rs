@@ -182,6 +182,8 @@ fn a_limit_ends_a_trial_and_the_trial_is_kept() {
     assert_eq!(lines.iter().map(|line| line["type"].as_str().unwrap()).collect::<Vec<_>>(), ["trial", "sweep"]);
     let report = fs::read_to_string(folder.join("out/report.html")).unwrap();
     assert!(report.contains("0 / 1</td>") && report.contains(">at least "), "its total is not left out: {report}");
+    let pictures = fs::read_dir(folder.join("out/plots")).unwrap().count();
+    is_readable(&folder.join("out/report.html"), pictures);
     let judged = |condition: &str| sweep(folder, &["--out", "out", "--fail-if", condition]).output().unwrap();
     assert_eq!(judged("total>0.5s").status.code(), Some(1), "it has taken that long, whatever it would have");
     let open = judged("total>3s");
