@@ -242,7 +242,7 @@ impl QmpClient {
             reply,
         };
         // After the end of the connection `send` hands the command back, and dropping it fails the caller.
-        drop(self.link.commands.send(queued));
+        drop(self.link.commands.send(Box::new(queued)));
         PendingReply::waiting(self.link.clone(), command, (started, deadline), claim, receiver)
     }
 

@@ -46,9 +46,9 @@ pub(super) struct QmpConnection<S> {
     /// The unwritten rest of the one line being written.
     outgoing: Bytes,
     unflushed: bool,
-    commands: mpsc::UnboundedReceiver<QueuedCommand>,
-    in_band: VecDeque<QueuedCommand>,
-    out_of_band: VecDeque<QueuedCommand>,
+    commands: mpsc::UnboundedReceiver<Box<QueuedCommand>>,
+    in_band: VecDeque<Box<QueuedCommand>>,
+    out_of_band: VecDeque<Box<QueuedCommand>>,
     closed: watch::Sender<Option<CloseCause>>,
     intake: LineIntake,
 }
@@ -176,7 +176,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> QmpConnection<S> {
         }
     }
 
-    fn enqueue(&mut self, queued: QueuedCommand) {
+    fn enqueue(&mut self, queued: Box<QueuedCommand>) {
         let queue = if queued.oob { &mut self.out_of_band } else { &mut self.in_band };
         queue.push_back(queued);
         // Withdrawn commands are removed here too, because a peer that never reads would let them pile up.
@@ -237,9 +237,9 @@ impl LineIntake {
         self.counters.send_modify(change);
     }
 
-    fn note_sent(&mut self, sent: QueuedCommand) {
+    fn note_sent(&mut self, sent: Box<QueuedCommand>) {
         self.recorder.record_line(LineDirection::Send, &sent.message);
-        let QueuedCommand { id, command, reply, unread, .. } = sent;
+        let QueuedCommand { id, command, reply, unread, .. } = *sent;
         let waiter = ReplyWaiter { id, command, sent_at: Instant::now(), reply, unread };
         let forgotten = self.waiters.insert(sent.serial, !sent.oob, waiter);
         self.note_waiting();

@@ -55,7 +55,7 @@ pub(super) struct QmpLink {
     pub(super) greeting: Option<Greeting>,
     pub(super) oob: bool,
     pub(super) serial: AtomicU64,
-    pub(super) commands: mpsc::UnboundedSender<QueuedCommand>,
+    pub(super) commands: mpsc::UnboundedSender<Box<QueuedCommand>>,
     pub(super) events: broadcast::WeakSender<Arc<QmpEvent>>,
     /// Receiver from before the greeting, for the first subscriber, who therefore misses no event.
     pub(super) first_events: Mutex<Option<broadcast::Receiver<Arc<QmpEvent>>>>,
@@ -74,7 +74,8 @@ impl QmpLink {
 /// The task's ends of the channels of a [`QmpLink`].
 #[derive(Debug)]
 pub(super) struct TaskEnds {
-    pub(super) commands: mpsc::UnboundedReceiver<QueuedCommand>,
+    /// Boxed, because the channel keeps room for many.
+    pub(super) commands: mpsc::UnboundedReceiver<Box<QueuedCommand>>,
     pub(super) events: broadcast::Sender<Arc<QmpEvent>>,
     pub(super) counters: watch::Sender<ConnectionCounters>,
     /// Time at which the oldest in-band command without an answer was sent.
