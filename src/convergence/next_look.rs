@@ -1,8 +1,8 @@
 //! When the controller looks again: often where something is about to be decided, rarely where a mirror or a pass over
 //! RAM has long to go. One engine may run a thousand migrations, and each look costs both QEMU and the engine.
 //!
-//! Pure. Events come between two looks and are not waited for here: the end of a pass, a mirror that gets ready, and the
-//! guest's stop.
+//! Pure. Events come between two looks and are not waited for here: the end of a pass, a mirror that gets ready, and
+//! the guest's stop.
 
 use super::{
     bandwidth::remains_less_than,

@@ -48,8 +48,8 @@ pub(crate) async fn migrate(
 ) -> Outcome {
     let report = &context.report;
 
-    // Each phase is in a box of its own, so that a process with a thousand migrations has room for what each does now and
-    // not for all that it may do.
+    // Each phase is in a box of its own, so that a process with a thousand migrations has room for what each does now
+    // and not for all that it may do.
 
     // Connect and preflight change nothing: a failure is a refusal.
     let looked = async {

@@ -202,7 +202,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> QmpConnection<S> {
                 continue;
             }
             self.outgoing = Bytes::from(format!("{}\n", queued.message));
-            self.intake.note_sent(queued);
+            self.intake.note_sent(*queued);
         }
     }
 }
@@ -237,9 +237,9 @@ impl LineIntake {
         self.counters.send_modify(change);
     }
 
-    fn note_sent(&mut self, sent: Box<QueuedCommand>) {
+    fn note_sent(&mut self, sent: QueuedCommand) {
         self.recorder.record_line(LineDirection::Send, &sent.message);
-        let QueuedCommand { id, command, reply, unread, .. } = *sent;
+        let QueuedCommand { id, command, reply, unread, .. } = sent;
         let waiter = ReplyWaiter { id, command, sent_at: Instant::now(), reply, unread };
         let forgotten = self.waiters.insert(sent.serial, !sent.oob, waiter);
         self.note_waiting();
