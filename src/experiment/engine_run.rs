@@ -203,7 +203,7 @@ mod tests {
     use super::*;
     use std::{fs, os::unix::fs::PermissionsExt};
 
-    /// A program that is this script, with a limit of a second.
+    /// A program that is this script, with a limit in which a shell has set its traps also on a busy host.
     async fn run(script: &str, is_engine: bool) -> EngineRun {
         let folder = tempfile::tempdir().expect("a folder");
         let program = folder.path().join("program");
@@ -215,7 +215,7 @@ mod tests {
             words: [program.as_os_str(), OsStr::new("-x")].map(OsStr::to_owned).to_vec(),
             is_engine,
             state: folder.path().to_owned(),
-            limit: Duration::from_secs(1),
+            limit: Duration::from_secs(8),
         };
         call.run(SweepClock::start()).await.expect("it starts")
     }

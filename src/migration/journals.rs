@@ -241,8 +241,8 @@ impl Parties {
 /// The runs that the journals tell of and that have to do with one of these two QEMUs, but for the run itself. A
 /// directory that cannot be read tells of none.
 pub(crate) fn runs_of(settings: &Settings, run: &RunId, parties: &Parties) -> Vec<(KnownRun, FoundJournal)> {
-    // A host may have a thousand migrations, each of which looks here: what a journal begins with tells whether it is of
-    // another pair.
+    // A host may have a thousand migrations, each of which looks here: what a journal begins with tells whether it is
+    // of another pair.
     let is_wanted = |path: &Path| match journal::read_first::<Record>(path) {
         Ok(Some(JournalEntry { record: Record::Begun(begun), .. })) => parties.has_one_of(&begun),
         _ => false,
