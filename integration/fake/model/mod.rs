@@ -443,12 +443,15 @@ impl ModelPair {
     pub async fn follow(&self, mut migration: Running<Outcome>) -> MigrationRun {
         let mut stream = migration.events();
         // The timeout passes in virtual time, so a migration that never ends fails at once.
-        let ended = tokio::time::timeout(Duration::from_secs(7200), migration.wait()).await;
-        let outcome = ended.unwrap_or_else(|_| panic!("it never ends: {:#?}", self.log));
-        let mut events = Vec::new();
-        while let Some(event) = stream.next().await {
-            events.push(event);
-        }
+        let ended = tokio::time::timeout(Duration::from_secs(7200), async {
+            let mut events = Vec::new();
+            // a handle keeps some events alone for a reader that is late
+            while let Some(event) = stream.next().await {
+                events.push(event);
+            }
+            (migration.wait().await, events)
+        });
+        let (outcome, events) = ended.await.unwrap_or_else(|_| panic!("it never ends: {:#?}", self.log));
         self.told(outcome, events)
     }
 

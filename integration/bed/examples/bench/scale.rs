@@ -72,8 +72,7 @@ struct Scaled {
 }
 
 fn run_at_once(count: usize) -> Result<Scaled> {
-    // Each migration syncs its journal a dozen times, and how many syncs a disk takes at once is no fact of the engine's
-    // own.
+    // Each migration syncs its journal a dozen times. The number of syncs that a disk takes at once is its own.
     let memory = Path::new("/dev/shm");
     let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
     let folder = folder.map_err(|error| Error::new(format!("a folder: {error}")))?;
