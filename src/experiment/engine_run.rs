@@ -210,7 +210,8 @@ mod tests {
         fs::write(&program, format!("#!/bin/sh\n{script}\n")).expect("it is written");
         fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).expect("it is made a program");
         let call = EngineCall {
-            entrance: Vec::new(),
+            // a shell cannot trap a signal that who runs the tests ignores, as every background job does
+            entrance: ["/usr/bin/env", "--default-signal=INT"].map(str::to_owned).to_vec(),
             is_without_names: false,
             words: [program.as_os_str(), OsStr::new("-x")].map(OsStr::to_owned).to_vec(),
             is_engine,

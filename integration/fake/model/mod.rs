@@ -441,18 +441,15 @@ impl ModelPair {
 
     /// Takes a started migration to its end.
     pub async fn follow(&self, mut migration: Running<Outcome>) -> MigrationRun {
-        let mut stream = migration.events();
+        let (mut stream, mut events) = (migration.events(), Vec::new()); // a late reader would miss some
         // The timeout passes in virtual time, so a migration that never ends fails at once.
         let ended = tokio::time::timeout(Duration::from_secs(7200), async {
-            let mut events = Vec::new();
-            // a handle keeps some events alone for a reader that is late
             while let Some(event) = stream.next().await {
                 events.push(event);
             }
-            (migration.wait().await, events)
+            self.told(migration.wait().await, events)
         });
-        let (outcome, events) = ended.await.unwrap_or_else(|_| panic!("it never ends: {:#?}", self.log));
-        self.told(outcome, events)
+        ended.await.unwrap_or_else(|_| panic!("it never ends: {:#?}", self.log))
     }
 
     pub fn told(&self, outcome: Outcome, events: Vec<Event>) -> MigrationRun {
