@@ -15,7 +15,7 @@ use std::{thread, time::Duration};
 pub(super) fn overlapping(version: &str) -> Spec {
     let disk = DiskSpec { size: 128 * MIB, overlay_data: 96 * MIB, ..DiskSpec::small() };
     let boot = Some(BootSector::new().wait_for_key());
-    Spec { version: version.to_owned(), memory: 1024, boot, disks: vec![disk], ..Spec::quick() }
+    Spec { version: version.to_owned(), memory: 2048, boot, disks: vec![disk], ..Spec::quick() }
 }
 
 pub(super) const SLOW: Rate = Rate(8 * MIB);
