@@ -66,7 +66,7 @@ fn disks(history: &History) -> Duration {
     if copying().any(|disk| disk.fastest <= 0.0 && !disk.paused) {
         return FIRST;
     }
-    // one that does not converge is looked at as usual
+    // A mirror that does not converge is looked at as usual.
     let least = copying().map(|disk| disk.time_to_ready().unwrap_or_default()).min_by(f64::total_cmp);
     part_of(least.unwrap_or_default() / 1000.0, DISKS)
 }

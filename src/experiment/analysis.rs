@@ -210,7 +210,7 @@ impl<'a> SweepAnalysis<'a> {
             .iter()
             .map(|trials| {
                 let whole = trials.tried > 0 && trials.counted == trials.tried;
-                // of trials that all moved their guest, every value is known
+                // Every value is known where all trials moved their guest.
                 Some((trials.median(one)?.value, trials.median(other)?.value)).filter(|_| whole)
             })
             .collect();
@@ -342,8 +342,8 @@ pub(super) mod tests {
     fn a_trial_that_did_not_move_its_guest_would_have_taken_longer() {
         let plan = plan();
         let mut records = records(&plan);
-        // of the second setting two failed while they were the fastest, and one was ended; nothing is known of the
-        // third
+        // Two trials of the second setting failed while they were the fastest, and one was ended. Nothing is known of
+        // the third setting.
         let end = |record: &mut TrialRecord, outcome: &str, total: f64| {
             record.outcome = outcome.into();
             record.censored = outcome == "cancelled";

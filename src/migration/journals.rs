@@ -233,8 +233,7 @@ pub(crate) struct Parties {
 
 impl Parties {
     fn has_one_of(&self, begun: &MigrationBegin) -> bool {
-        let is_either = |party| is_same_qemu(party, &begun.source) || is_same_qemu(party, &begun.destination);
-        is_either(&self.source) || is_either(&self.destination)
+        is_party_of(&self.source, begun) || is_party_of(&self.destination, begun)
     }
 }
 
@@ -272,18 +271,22 @@ fn known_run(found: FoundJournal, run: &RunId, parties: &Parties) -> Option<(Kno
     if begun.run == *run || info.recovery == RecoveryOutlook::NothingLeft {
         return None;
     }
-    let named = |party: &Party| is_same_qemu(party, &begun.source) || is_same_qemu(party, &begun.destination);
     let known = KnownRun {
         run: begun.run.clone(),
         journal: info.path.display().to_string(),
         engine_lives: info.engine_lives,
         engine_pid: info.engine_pid,
-        has_source: named(&parties.source),
-        has_destination: named(&parties.destination),
+        has_source: is_party_of(&parties.source, begun),
+        has_destination: is_party_of(&parties.destination, begun),
         is_this_pair: is_same_qemu(&parties.source, &begun.source)
             && is_same_qemu(&parties.destination, &begun.destination),
     };
     (known.has_source || known.has_destination).then_some((known, found))
+}
+
+/// Whether a QEMU is either side of a migration.
+fn is_party_of(party: &Party, begun: &MigrationBegin) -> bool {
+    is_same_qemu(party, &begun.source) || is_same_qemu(party, &begun.destination)
 }
 
 /// Whether two records tell of one QEMU: by its process, where both know that, else by the address of its monitor. The

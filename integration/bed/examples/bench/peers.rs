@@ -183,7 +183,7 @@ fn keep(folder: &Path, docs: &Path) -> Result<()> {
     if fs::metadata(&samples).is_ok_and(|file| file.len() < SAMPLES) {
         copy(samples, data.join("samples.jsonl"))?;
     }
-    // as it was run, but for where this tree was
+    // The spec is kept as it was run, but for where this tree was.
     let spec = folder.join("spec.toml");
     let text = fs::read_to_string(&spec).map_err(of(&spec))?;
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().map_err(of(&spec))?;
