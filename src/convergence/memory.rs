@@ -280,7 +280,9 @@ impl<'a> MemoryOutlook<'a> {
             }
             RamRung::Throttle => (abilities.throttle && now.applied.throttle < policy.throttle_max).then(|| {
                 let percent = self.throttle();
-                if let Some(saved) = self.saves(percent).filter(|saved| *saved < millis(self.patience)) {
+                // what stands still does not fit, whatever its size: QEMU has counted more than the looks have seen
+                let saves = self.saves(percent).filter(|_| !self.stands_still);
+                if let Some(saved) = saves.filter(|saved| *saved < millis(self.patience)) {
                     let saved = saved.max(0.0);
                     return Decision::wait(format!("RAM will fit: {self}; a throttle would save {saved:.0} ms only"));
                 }

@@ -77,7 +77,7 @@ fn check(policy: &Policy, job: &ConvergenceJob, run: &SimulatedRun, told: &str) 
             assert!(blackout <= most, "{blackout} ms of {most}: {told}");
         }
         (None, Some(Action::GiveUp { needed, .. })) => assert!(!needed.is_empty(), "without a remedy: {told}"),
-        other => panic!("neither moved nor given up, or both ({other:?}): {told}"),
+        other => panic!("neither moved nor given up, or both ({other:?}): {told} {run:#?}"),
     }
     let mut limit = Duration::ZERO;
     let mut throttle = 0;
@@ -250,10 +250,21 @@ fn a_throttle_comes_in_time() {
                 Some(_) => assert!(load > 0.5, "a guest that converges in time is throttled: {told}"),
                 None => assert!(load < 1.0, "not throttled: {told}"),
             }
-            let blackouts = run.blackout_ms.zip(ideal.blackout_ms).expect("moved");
-            assert!(blackouts.0 <= blackouts.1 + 10.0, "{told}");
+            // QEMU stops a busy guest with any rest that takes up to 40 ms
+            assert!(run.blackout_ms.is_some_and(|blackout| blackout <= 40.0 + 10.0), "{told}");
         }
     }
+}
+
+#[test]
+fn a_rest_that_seems_to_fit_and_stands_still_is_throttled() {
+    // the guest rewrites a hundredth of its memory three times as fast as it is sent: every count of QEMU's finds all
+    // of it, and the looks in between see less
+    let bandwidth = 112_812_500.0;
+    let guest = guest(1024.0 * MIB, 10.24 * MIB, bandwidth * 3.0);
+    let run = simulate(&policy("converge"), &job(&guest, 100), &guest, &link(bandwidth));
+    assert!(run.moved() && run.actions.iter().any(|step| matches!(step.action, Action::Throttle(_))), "{run:#?}");
+    assert!(run.total_ms < 60_000.0, "{run:#?}");
 }
 
 #[test]
