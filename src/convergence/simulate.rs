@@ -30,6 +30,9 @@ pub use ideal::ideal;
 const TICK: f64 = 10.0;
 /// The least that a pass takes, seconds: QEMU has to count.
 const PASS: f64 = 0.0005;
+/// The longest time for which QEMU sends pages before it asks again whether the rest fits, seconds: `MAX_WAIT` in its
+/// `migration/ram.c`. A pass that ends earlier has it ask at once, so that often less remains than would fit.
+const ITERATION: f64 = 0.05;
 /// The least time between two decisions of QEMU whether to throttle the guest, milliseconds.
 const THROTTLE_PERIOD: f64 = 1000.0;
 /// Bytes per second at which QEMU passes over zero pages.
@@ -111,6 +114,8 @@ struct Simulation<'a> {
     dirtied: f64,
     /// The bytes that were not sent even once.
     unsent: f64,
+    /// Seconds since QEMU last asked whether the rest fits.
+    iteration: f64,
     transferred: f64,
     processed: f64,
     syncs: u64,
@@ -214,6 +219,7 @@ impl<'a> Simulation<'a> {
             pending: guest.memory,
             dirtied: 0.0,
             unsent: guest.memory,
+            iteration: 0.0,
             transferred: 0.0,
             processed: 0.0,
             syncs: 0,
@@ -402,10 +408,11 @@ impl<'a> Simulation<'a> {
             self.processed += taken;
             self.transferred += taken * filled;
             left -= time;
-            if self.pending <= 0.0 {
-                self.count();
+            self.iteration += time;
+            if self.pending <= 0.0 || self.iteration >= ITERATION {
+                self.iteration = 0.0;
+                self.stopped = self.fits();
             }
-            self.stopped = self.fits();
         }
     }
 

@@ -62,7 +62,7 @@ pub(crate) async fn survey(context: &Context, source: &Endpoint, destination: &E
     let pair = unless_cancelled(&context.cancel, connecting).await??;
     let looked = async {
         let mut drafted = draft(context, &pair, context.settings.clean).await?;
-        prove(context, &pair, &mut drafted).await?;
+        prove(context, &pair, &mut drafted, EstimateSubject::LaterRun).await?;
         Ok(drafted.draft.plan)
     };
     report.during(Phase::Preflight, Box::pin(looked)).await
@@ -96,7 +96,7 @@ fn cleaned(failure: Failure, removed: &[String]) -> Failure {
 
 async fn begin_with(context: &Context, pair: &QemuPair, mut drafted: Drafted) -> Result<(WorkOrder, Attempt), Failure> {
     let (settings, report) = (&context.settings, &context.report);
-    prove(context, pair, &mut drafted).await?;
+    prove(context, pair, &mut drafted, EstimateSubject::ThisRun).await?;
     let Drafted { draft, source: SideFacts { run, .. }, .. } = drafted;
     for finding in draft.plan.findings.iter().filter(|finding| finding.severity != Severity::Blocker) {
         report.warn(finding.code.as_str(), finding.to_string());
@@ -161,6 +161,15 @@ async fn begun(context: &Context, pair: &QemuPair, route: &Route, guest: &GuestI
     }
 }
 
+/// The migration that an estimate is made for.
+#[derive(Clone, Copy)]
+enum EstimateSubject {
+    /// A run that may follow, and that need not measure anything.
+    LaterRun,
+    /// The run that measures: its measurements take a part of its time.
+    ThisRun,
+}
+
 /// A plan as it is drafted from the facts of both sides, before any image is read.
 struct Drafted {
     draft: Draft,
@@ -210,7 +219,12 @@ pub(crate) async fn party(process: &Process) -> Party {
 }
 
 /// Reads the images that need a proof, and measures where that is asked for.
-async fn prove(context: &Context, pair: &QemuPair, drafted: &mut Drafted) -> Result<(), Failure> {
+async fn prove(
+    context: &Context,
+    pair: &QemuPair,
+    drafted: &mut Drafted,
+    subject: EstimateSubject,
+) -> Result<(), Failure> {
     let QemuPair { source, destination } = pair;
     let (settings, report) = (&context.settings, &context.report);
     let Drafted { draft, source: source_facts, destination: destination_facts } = drafted;
@@ -237,10 +251,14 @@ async fn prove(context: &Context, pair: &QemuPair, drafted: &mut Drafted) -> Res
         draft.left_unread();
     }
     if let Some(order) = draft.unblocked().filter(|_| settings.predict) {
-        let before = Duration::from_millis(report.elapsed_ms());
+        let before = report.elapsed_ms();
         let measured = take_measurements(context, pair, &order.route, source_facts).await?;
+        let before = match subject {
+            EstimateSubject::LaterRun => before,
+            EstimateSubject::ThisRun => report.elapsed_ms(),
+        };
         report.action("measured", measured.told());
-        draft.add_measured(measured, settings, source.features(), before);
+        draft.add_measured(measured, settings, source.features(), Duration::from_millis(before));
     }
     Ok(())
 }

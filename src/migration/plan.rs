@@ -261,7 +261,7 @@ impl Draft {
     }
 
     /// Adds the measurements and the prediction from them, and notes the measurements that could not be made.
-    /// `before` is the time that the migration took until they began.
+    /// `before` is the time that the migration takes until its disks are copied.
     pub(crate) fn add_measured(
         &mut self,
         measured: GuestMeasurements,
