@@ -156,8 +156,15 @@ impl FigureBook {
             self.put("disk.amplification", (filled > 0).then(|| copied as f64 / filled as f64));
         }
         if let Some(predicted) = &outcome.predicted {
-            self.put("predicted.total", predicted.total_ms.map(|time| time as f64));
-            self.put("predicted.blackout", predicted.blackout_ms.map(|time| time as f64));
+            let figures = [
+                ("total", predicted.total_ms),
+                ("blackout", predicted.blackout_ms),
+                ("ram.bytes", predicted.ram_bytes),
+                ("disk.bytes", predicted.disk_bytes),
+            ];
+            for (figure, value) in figures {
+                self.put(&format!("predicted.{figure}"), value.map(|value| value as f64));
+            }
         }
     }
 

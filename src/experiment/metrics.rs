@@ -119,6 +119,8 @@ pub(crate) const METRICS: &[SweepMetric] = &[
     metric("host.load", "1", "the load of the last minute at the trial's start"),
     metric("predicted.total", "ms", "total, as it was predicted; with predict = true under [migrate]"),
     metric("predicted.blackout", "ms", "blackout, as it was predicted"),
+    metric("predicted.ram.bytes", "B", "ram.bytes, as it was predicted"),
+    metric("predicted.disk.bytes", "B", "disk.bytes, as it was predicted"),
 ];
 
 /// The figures that grow for as long as a migration goes on: of one that did not move the guest they are at least what

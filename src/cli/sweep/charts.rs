@@ -48,9 +48,9 @@ pub(super) fn pictures(
     for (name, picture) in timelines(results, analysis) {
         pictures.push((name, "Over time", picture));
     }
-    for figure in ["blackout", "total"] {
+    for figure in ["blackout", "total", "ram.bytes", "disk.bytes"] {
         if let Some(picture) = predictions(analysis, figure) {
-            pictures.push((format!("predicted-{figure}"), "Predicted against real", picture));
+            pictures.push((format!("predicted-{}", figure.replace('.', "-")), "Predicted against real", picture));
         }
     }
     pictures

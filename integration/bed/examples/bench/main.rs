@@ -29,6 +29,7 @@ mod predict;
 mod preflight;
 mod scale;
 mod storage;
+mod sweeps;
 mod table;
 
 use std::ffi::OsString;

@@ -1,16 +1,14 @@
 //! The engine against libvirt and a straight-line script: one alternating sweep of all three, judged by what
 //! `qferry sweep` measures the same way for everybody. `peer` has the programs.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use qferry_bed::{Build, Error, Libvirtd, Result, Spec, target_dir};
-use serde_json::Value;
+use qferry_bed::{Build, Error, Libvirtd, Result, Spec};
 
 use crate::bars::{self, Group};
 use crate::runs;
+use crate::sweeps::{self, Trial, of};
 use crate::table::{Required, Table, middle};
 
 const SPEC: &str = include_str!("peers.toml");
@@ -39,27 +37,10 @@ fn measure(qferry: &Path) -> Result<(PathBuf, bool)> {
     let runs = runs(10);
     println!("peers: {runs} migrations of each kind by each of {}, alternating\n", PEERS.join(", "));
     let text = spec(runs)?;
-    let folder = target_dir().join("bench-peers");
-    let resumes = goes_on(&folder, &text, runs);
-    if !resumes && folder.exists() {
-        fs::remove_dir_all(&folder).map_err(of(&folder))?;
-    }
-    let file = target_dir().join("bench-peers.toml");
-    fs::write(&file, text).map_err(of(&file))?;
-    let mut sweep = Command::new(qferry);
-    sweep.arg("sweep").arg(&file).arg("--out").arg(&folder).args(resumes.then_some("--resume"));
-    let ended = sweep.status().map_err(of(qferry))?;
-    if !ended.success() {
-        return Err(Error::new(format!("qferry sweep: {ended}")));
-    }
-    let met = judge(&trials(&folder)?, runs);
+    let folder = sweeps::run(qferry, "peers", &text, runs * PEERS.len() * LOADS.len() * 2)?;
+    let met = judge(&sweeps::trials(&folder)?, runs);
     println!("\nthe report is {}", folder.join("report.html").display());
     Ok((folder, met))
-}
-
-fn of(path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
-    let path = path.display().to_string();
-    move |error| Error::new(format!("{path}: {error}"))
 }
 
 /// An error where nobody can become nobody.
@@ -76,50 +57,18 @@ fn needs_root() -> Result<()> {
 
 fn spec(runs: usize) -> Result<String> {
     let build = Build::locate(&Spec::default().version)?;
-    let path = |path: PathBuf| path.canonicalize().map(|path| path.display().to_string()).map_err(of(&path));
     let own = std::env::current_exe().map_err(|error| Error::new(format!("the bench's own path: {error}")))?;
     let mut numbers = build.version().split('.');
     let machine = format!("pc-i440fx-{}.{}", numbers.next().unwrap_or_default(), numbers.next().unwrap_or("0"));
-    Ok(SPEC
-        .replace("@REPEATS@", &runs.to_string())
-        .replace("@QEMU@", &path(build.program("qemu-system-x86_64"))?)
-        .replace("@QEMU_IMG@", &path(build.program("qemu-img"))?)
-        .replace("@MACHINE@", &machine)
-        .replace("@BENCH@", &own.display().to_string()))
-}
-
-/// Whether a folder has a part of this sweep.
-fn goes_on(folder: &Path, text: &str, runs: usize) -> bool {
-    let kept = fs::read_to_string(folder.join("trials.jsonl")).unwrap_or_default().lines().count();
-    let is_same = fs::read_to_string(folder.join("spec.toml")).is_ok_and(|before| before == text);
-    is_same && (1..runs * PEERS.len() * LOADS.len() * 2).contains(&kept)
-}
-
-/// A trial: over which link and under which load the guest was moved, by whom, and the figures of one that counts.
-struct Trial {
-    levels: [String; 3],
-    figures: Option<BTreeMap<String, f64>>,
-}
-
-fn trials(folder: &Path) -> Result<Vec<Trial>> {
-    let file = folder.join("trials.jsonl");
-    let text = fs::read_to_string(&file).map_err(of(&file))?;
-    let read = |line: &str| {
-        let record: Value = serde_json::from_str(line).ok()?;
-        let level = |at: usize| record["levels"][at].as_str().unwrap_or_default().to_owned();
-        let counts = record["outcome"] == "moved" && record["invalid"].as_array().is_some_and(Vec::is_empty);
-        let figures = record["figures"].as_object()?.iter();
-        let figures = figures.filter_map(|(name, value)| Some((name.clone(), value.as_f64()?))).collect();
-        Some(Trial { levels: [level(0), level(1), level(2)], figures: counts.then_some(figures) })
-    };
-    Ok(text.lines().filter_map(read).collect())
+    let spec = sweeps::filled_in(SPEC, runs)?;
+    Ok(spec.replace("@MACHINE@", &machine).replace("@BENCH@", &own.display().to_string()))
 }
 
 /// A figure of the trials that count.
 fn values(trials: &[Trial], figure: &str, peer: &str, link: &str, load: &str) -> Vec<f64> {
     let levels = [link, load, peer].map(str::to_owned);
-    let counted = trials.iter().filter(|trial| trial.levels == levels).filter_map(|trial| trial.figures.as_ref());
-    counted.filter_map(|figures| figures.get(figure)).copied().collect()
+    let counted = trials.iter().filter(|trial| trial.levels == levels && trial.moved && trial.valid);
+    counted.filter_map(|trial| trial.figures.get(figure)).copied().collect()
 }
 
 /// Prints the figures of all three, and says whether the engine's are as they must be.
@@ -175,7 +124,7 @@ fn keep(folder: &Path, docs: &Path) -> Result<()> {
     fs::create_dir_all(&data).map_err(of(&data))?;
     copy(folder.join("report.html"), docs.join("benchmark.html"))?;
     let picture = data.join("blackout.svg");
-    fs::write(&picture, drawn(&trials(folder)?)).map_err(of(&picture))?;
+    fs::write(&picture, drawn(&sweeps::trials(folder)?)).map_err(of(&picture))?;
     for name in ["results.csv", "trials.csv", "metrics.csv", "data_quality.csv", "environment.json"] {
         copy(folder.join(name), data.join(name))?;
     }
@@ -183,10 +132,14 @@ fn keep(folder: &Path, docs: &Path) -> Result<()> {
     if fs::metadata(&samples).is_ok_and(|file| file.len() < SAMPLES) {
         copy(samples, data.join("samples.jsonl"))?;
     }
-    // The spec is kept as it was run, but for where this tree was.
+    // The spec is kept as it was run, but for where QEMU and this tree were.
     let spec = folder.join("spec.toml");
     let text = fs::read_to_string(&spec).map_err(of(&spec))?;
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().map_err(of(&spec))?;
     let to = data.join("spec.toml");
-    fs::write(&to, text.replace(&format!("{}/", root.display()), "")).map_err(of(&to))
+    let mut text = text.replace(&format!("{}/", root.display()), "");
+    for program in ["qemu-system-x86_64", "qemu-img"] {
+        text = text.replace(&sweeps::program(program)?, program);
+    }
+    fs::write(&to, text).map_err(of(&to))
 }

@@ -1,143 +1,105 @@
-//! The estimate of `--plan` against the migration right afterwards.
+//! The estimate of a migration against the migration itself, as a sweep with `predict = true` records both.
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::path::Path;
 
-use qferry_bed::{DiskSpec, Error, Link, Pair, Result, Spec, Workload};
+use qferry_bed::Result;
 use serde_json::Value;
 
-use crate::moves::{self, MEMORY};
-use crate::table::{Required, Table, middle};
-use crate::{MIB, runs};
+use crate::runs;
+use crate::sweeps::{self, Trial, of};
+use crate::table::{Required, Table};
 
-/// The greatest median error of the estimates, per cent.
-const TIME: f64 = 15.0;
+const SPEC: &str = include_str!("predict.toml");
+/// The number of settings in the spec.
+const SETTINGS: usize = 16;
+/// The part of the estimates that must be as good as the bounds say, per cent.
+const MOST: usize = 90;
+/// The bounds: per cent of the time; per cent of the blackout, or milliseconds where those are more.
+const TIME: f64 = 20.0;
 const BLACKOUT: f64 = 30.0;
-/// The time after which a migration counts as not converged.
-const TIMEOUT: &str = "60s";
+const BLACKOUT_MS: f64 = 20.0;
 
 /// The percentiles of the errors that are printed.
 const PERCENTILES: [usize; 7] = [0, 10, 25, 50, 75, 90, 100];
 
-/// A link between the two hosts.
-#[derive(Clone, Copy)]
-struct Route {
-    name: &'static str,
-    link: Option<Link>,
-    /// `--bandwidth`, if there is one.
-    ceiling: Option<&'static str>,
-    /// Bytes per second that the loads are shares of.
-    carries: f64,
-}
-
-const ROUTES: [Route; 4] = [
-    Route { name: "1 Gbit/s", link: Some(Link::gigabit()), ceiling: None, carries: 119.0e6 },
-    Route { name: "400 Mbit/s", link: Some(Link { bits_per_second: 400_000_000 }), ceiling: None, carries: 47.0e6 },
-    Route {
-        name: "1 Gbit/s, ceiling",
-        link: Some(Link::gigabit()),
-        ceiling: Some("64MiB/s"),
-        carries: 64.0 * MIB as f64,
-    },
-    Route { name: "unix, ceiling", link: None, ceiling: Some("96MiB/s"), carries: 96.0 * MIB as f64 },
-];
-
-/// The rates at which the guest rewrites memory, as a share of the link, and writes disk blocks of 64 KiB, a second.
-const LOADS: [(&str, f64, u64); 5] =
-    [("idle", 0.0, 0), ("0.3 x", 0.3, 0), ("0.6 x", 0.6, 0), ("writes", 0.0, 80), ("0.3 x, writes", 0.3, 80)];
-
-/// Milliseconds; infinite for a migration that does not converge.
-#[derive(Clone, Copy, Debug)]
-struct Figures {
-    total: f64,
-    blackout: f64,
-}
-
-/// One figure of a migration.
-type Of = fn(&Figures) -> f64;
-
-/// An estimate and the migration that followed.
-struct Prediction {
-    estimate: Figures,
-    fact: Figures,
-}
-
 /// Measures, and says whether every requirement was met.
 pub(crate) fn bench(qferry: &Path) -> Result<bool> {
-    let rounds = runs(1);
-    println!("predict: {} moves, each estimated right before\n", rounds * ROUTES.len() * LOADS.len());
-    let mut all = Vec::new();
-    for _ in 0..rounds {
-        for route in ROUTES {
-            for load in LOADS {
-                let name = format!("{}, {}", route.name, load.0);
-                let one = one(qferry, route, load)?;
-                let Prediction { estimate, fact } = &one;
-                print!("{:>3} {name:<32} total {:>6.0} estimate {:>6.0} ms", all.len() + 1, fact.total, estimate.total);
-                println!(", blackout {:>6.1} estimate {:>6.1} ms", fact.blackout, estimate.blackout);
-                all.push(one);
-            }
-        }
-    }
-    Ok(judge(&all))
+    let rounds = runs(3);
+    println!("predict: {} migrations, each estimated right before\n", rounds * SETTINGS);
+    let folder = sweeps::run(qferry, "predict", &sweeps::filled_in(SPEC, rounds)?, rounds * SETTINGS)?;
+    let met = judge(sweeps::trials(&folder)?, &estimated_at(&folder)?, rounds * SETTINGS);
+    println!("\nthe report is {}", folder.join("report.html").display());
+    Ok(met)
 }
 
-fn judge(all: &[Prediction]) -> bool {
-    let converges = |figures: &Figures| figures.total.is_finite();
-    let right = all.iter().filter(|one| converges(&one.estimate) == converges(&one.fact)).count();
-    let moved: Vec<_> = all.iter().filter(|one| converges(&one.estimate) && converges(&one.fact)).collect();
-    let errors = |of: Of| {
-        let error = |one: &&Prediction| (of(&one.estimate) / of(&one.fact) - 1.0) * 100.0;
-        let mut errors: Vec<f64> = moved.iter().map(error).collect();
-        errors.sort_by(f64::total_cmp);
-        errors
+/// When each trial had been measured and estimated, milliseconds into the migration.
+fn estimated_at(folder: &Path) -> Result<BTreeMap<u64, f64>> {
+    let file = folder.join("samples.jsonl");
+    let text = fs::read_to_string(&file).map_err(of(&file))?;
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let measured = lines.filter(|line| line["action"] == "measured");
+    Ok(measured.filter_map(|line| Some((line["trial"].as_u64()?, line["t_ms"].as_f64()?))).collect())
+}
+
+/// What was predicted, and what it was, of the trials that have both.
+fn pairs(trials: &[Trial], figure: &str) -> Vec<(f64, f64)> {
+    let pair = |trial: &Trial| {
+        let value = |figure: &str| trial.figures.get(figure).copied();
+        Some((value(&format!("predicted.{figure}"))?, value(figure)?))
     };
-    let figures: [(&str, Of, f64); 2] =
-        [("total time", |figures| figures.total, TIME), ("blackout", |figures| figures.blackout, BLACKOUT)];
-    println!("\nerror of the estimates, in per cent of the fact; below 0 is too low");
-    println!("{:<12} {}", "", PERCENTILES.map(|at| format!("{:>8}", format!("{at} %"))).concat());
-    for (name, of, _) in figures {
-        let errors = errors(of);
-        println!("{name:<12} {}", PERCENTILES.map(|at| format!("{:>8.1}", percentile(&errors, at))).concat());
+    trials.iter().filter(|trial| trial.moved && trial.valid).filter_map(pair).collect()
+}
+
+fn judge(mut trials: Vec<Trial>, estimated_at: &BTreeMap<u64, f64>, wanted: usize) -> bool {
+    // the measurements take a second and more of a known length, which would flatter the estimates of the rest
+    for trial in &mut trials {
+        let at = estimated_at.get(&trial.number).copied().unwrap_or_default();
+        for figure in ["total", "predicted.total"] {
+            trial.figures.entry(figure.to_owned()).and_modify(|time| *time -= at);
+        }
     }
+    let trials = trials.as_slice();
+    let per_cent = |figure: &str| {
+        let errors = pairs(trials, figure).into_iter().map(|(predicted, real)| (predicted / real - 1.0) * 100.0);
+        sorted(errors.collect())
+    };
+    let ms = sorted(pairs(trials, "blackout").into_iter().map(|(predicted, real)| predicted - real).collect());
+    println!("\nerror of the estimates; below 0 is too low");
+    println!("{:<24} {}", "", PERCENTILES.map(|at| format!("{:>8}", format!("{at} %"))).concat());
+    let told = |name: &str, errors: &[f64]| {
+        println!("{name:<24} {}", PERCENTILES.map(|at| format!("{:>8.1}", percentile(errors, at))).concat());
+    };
+    for figure in ["total", "blackout", "ram.bytes", "disk.bytes"] {
+        told(&format!("{figure}, per cent"), &per_cent(figure));
+    }
+    told("blackout, ms", &ms);
+
     let mut table = Table::begin("estimate");
-    for (name, of, bound) in figures {
-        let sizes: Vec<f64> = errors(of).into_iter().map(f64::abs).collect();
-        let within = sizes.iter().filter(|size| **size <= bound).count() as f64;
-        let most = Some(Required::AtMost(1.0));
-        table.row(&format!("{name}, median error, against {bound} %"), "%", middle(sizes), Some(bound), most);
-        table.row(&format!("  within {bound} %, of all"), "runs", within, Some(moved.len() as f64), None);
-    }
+    let time = sorted(per_cent("total").into_iter().map(f64::abs).collect());
+    let most = Some(Required::AtMost(1.0));
+    table.row(&format!("time from there on, error of {MOST} of 100"), "%", percentile(&time, MOST), Some(TIME), most);
+    // an error of 1 is as much as is allowed
+    let blackout = pairs(trials, "blackout").into_iter().map(|(predicted, real)| {
+        let error = (predicted - real).abs();
+        error / BLACKOUT_MS.max(real * BLACKOUT / 100.0)
+    });
+    let blackout = percentile(&sorted(blackout.collect()), MOST);
+    let name = format!("blackout, the same of {BLACKOUT_MS} ms or {BLACKOUT} %");
+    table.row(&name, "x", blackout, Some(1.0), most);
+    let right = trials.iter().filter(|trial| trial.moved == trial.figures.contains_key("predicted.blackout"));
     let exactly = Some(Required::AtLeast(1.0));
-    table.row("convergence estimated right, of all", "runs", right as f64, Some(all.len() as f64), exactly);
+    table.row("convergence estimated right, of all", "runs", right.count() as f64, Some(wanted as f64), exactly);
     table.met
+}
+
+fn sorted(mut values: Vec<f64>) -> Vec<f64> {
+    values.sort_by(f64::total_cmp);
+    values
 }
 
 /// The value of a sorted list below which so many per cent of it are; NaN for an empty list.
 fn percentile(sorted: &[f64], at: usize) -> f64 {
     sorted.get(sorted.len().saturating_sub(1) * at / 100).copied().unwrap_or(f64::NAN)
-}
-
-fn one(qferry: &Path, route: Route, (_, share, writes): (&str, f64, u64)) -> Result<Prediction> {
-    let workload = Workload { write: writes, block: 64 << 10, ..moves::dirtying((route.carries * share) as u64) };
-    let disk = DiskSpec { overlay_data: 64 * MIB, ..DiskSpec::default() };
-    let spec = Spec { memory: MEMORY, workload, disks: vec![disk], link: route.link, ..Spec::default() };
-    let pair = Pair::start(&spec)?;
-    moves::reach(&pair)?;
-    let ceiling = route.ceiling.map(|rate| ["--bandwidth", rate]);
-    let options = moves::options(ceiling.as_ref().map_or(&[], |words| words.as_slice()));
-    let (code, said) = moves::run(&pair, moves::command(qferry, &pair, &options).arg("--plan"))?;
-    let plan = said.iter().map(|said| &said.line).find(|line| line["type"] == "plan");
-    let plan = plan.filter(|_| code == Some(0)).ok_or_else(|| Error::new(format!("no plan: {code:?} {said:?}")))?;
-    let estimate = figures(&plan["estimate"])?;
-    let moved = moves::migrate(qferry, &pair, &[options, moves::options(&["--timeout", TIMEOUT])].concat())?;
-    Ok(Prediction { estimate, fact: Figures { total: moved.total, blackout: moved.blackout } })
-}
-
-fn figures(estimate: &Value) -> Result<Figures> {
-    let figure = |key: &str| estimate[key].as_f64();
-    match (estimate["converges"].as_bool(), figure("total_ms"), figure("blackout_ms")) {
-        (Some(false), ..) => Ok(Figures { total: f64::INFINITY, blackout: f64::INFINITY }),
-        (Some(true), Some(total), Some(blackout)) => Ok(Figures { total, blackout }),
-        _ => Err(Error::new(format!("the plan has no estimate: {estimate}"))),
-    }
 }
