@@ -89,7 +89,7 @@ fn is_in_the_models_order(table: &str) {
             Some((blackout > 8000.0, total))
         })
         .collect();
-    assert!(foreseen.len() > 10, "{table}");
+    assert!(foreseen.len() >= 3, "as many as are tried at first: {table}");
     for pair in foreseen.windows(2) {
         let (one, other) = (pair[0], pair[1]);
         assert!(
