@@ -88,7 +88,8 @@ fn judge(mut trials: Vec<Trial>, estimated_at: &BTreeMap<u64, f64>, wanted: usiz
     let blackout = percentile(&sorted(blackout.collect()), MOST);
     let name = format!("blackout, the same of {BLACKOUT_MS} ms or {BLACKOUT} %");
     table.row(&name, "x", blackout, Some(1.0), most);
-    let right = trials.iter().filter(|trial| trial.moved == trial.figures.contains_key("predicted.blackout"));
+    let estimated = trials.iter().filter(|trial| trial.figures.contains_key("predicted.total"));
+    let right = estimated.filter(|trial| trial.moved == trial.figures.contains_key("predicted.blackout"));
     let exactly = Some(Required::AtLeast(1.0));
     table.row("convergence estimated right, of all", "runs", right.count() as f64, Some(wanted as f64), exactly);
     table.met
@@ -101,5 +102,6 @@ fn sorted(mut values: Vec<f64>) -> Vec<f64> {
 
 /// The value of a sorted list below which so many per cent of it are; NaN for an empty list.
 fn percentile(sorted: &[f64], at: usize) -> f64 {
-    sorted.get(sorted.len().saturating_sub(1) * at / 100).copied().unwrap_or(f64::NAN)
+    // the first value that so many are no greater than
+    sorted.get((sorted.len() * at).div_ceil(100).saturating_sub(1)).copied().unwrap_or(f64::NAN)
 }
