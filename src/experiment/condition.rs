@@ -141,7 +141,19 @@ impl FigureStatistic {
     }
 }
 
+impl super::analysis::ConfigurationTrials {
+    /// The value that a condition is about; none where no trial tells it.
+    pub(crate) fn estimate(&self, condition: &FigureCondition, seed: u64) -> Option<IntervalEstimate> {
+        condition.statistic.estimate(&self.sample(&condition.figure), seed)
+    }
+}
+
 impl FigureCondition {
+    /// Whether greater values fulfil it.
+    pub(crate) fn asks_for_more(&self) -> bool {
+        matches!(self.side, BoundSide::Above | BoundSide::AtLeast)
+    }
+
     /// Whether a value fulfils it; `reference` is what the other sweep had.
     pub(crate) fn holds(&self, value: f64, reference: Option<f64>) -> Option<bool> {
         let bound = match self.bound {

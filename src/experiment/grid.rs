@@ -107,7 +107,12 @@ impl SweepPlan {
 }
 
 fn unreadable(error: &toml::de::Error) -> SpecError {
-    SpecError::Unreadable(error.to_string().trim_end().to_owned())
+    SpecError::Unreadable(quoted(&error.to_string()))
+}
+
+/// A text of TOML's reader. Names of fields in backquotes would read as settings of a migration, and be told as flags.
+fn quoted(text: &str) -> String {
+    text.trim_end().replace('`', "\"")
 }
 
 /// Fields and the values that they are to have.
@@ -189,7 +194,7 @@ fn configuration(levels: Vec<String>, table: toml::Table, factors: &[SweepFactor
         factors.iter().zip(&levels).map(|(factor, level)| format!("{} = {level}", factor.title())).collect();
     let at = if titles.is_empty() { "the spec".into() } else { titles.join(", ") };
     let setup = SweepSpec::deserialize(table)
-        .map_err(|error| wrong(&format!("with {at}, the spec"), "not right", error.message().trim_end()))?;
+        .map_err(|error| wrong(&format!("with {at}, the spec"), "not right", &quoted(error.message())))?;
     limits::check(&setup).map_err(|error| match error {
         SpecError::Value { field, value, expected, .. } => wrong(&format!("with {at}, {field}"), value, &expected),
         other => other,
@@ -269,7 +274,7 @@ mod tests {
     fn what_is_wrong_is_told_with_its_line_field_and_remedy() {
         let cases: &[(&str, &[&str])] = &[
             ("name = ", &["line 1"]),
-            ("repeets = 3", &["line 1", "unknown field `repeets`", "`repeats`"]),
+            ("repeets = 3", &["line 1", "unknown field \"repeets\"", "\"repeats\""]),
             ("\n[workload]\nmemory = 5", &["line 3"]),
             ("\nrepeats = 0", &["line 2: repeats is 0", "at least 1"]),
             ("[workload]\n\npattern = \"zigzag\"", &["line 3: workload.pattern is zigzag", "sequential or random"]),
@@ -286,7 +291,7 @@ mod tests {
             ("[link]\nrate = \"fast\"", &["line 2", "fast"]),
             ("[link]\n\ndelay = \"11s\"", &["line 3: link.delay is 11s", "at most \"10s\""]),
             ("[link]\nloss = \"0.1\"", &["line 2: link.loss is 0.1", "\"0.1%\""]),
-            ("[link]\nspeed = 1", &["line 2", "unknown field `speed`", "`rate`"]),
+            ("[link]\nspeed = 1", &["line 2", "unknown field \"speed\"", "\"rate\""]),
             (
                 "[migrate]\nnbd-address = \"tcp:h:1\"\n[link]\nrate = \"1Gbit/s\"",
                 &["line 2: migrate.nbd-address", "`link`", "leave this out"],
@@ -296,7 +301,7 @@ mod tests {
                 &["line 2: link.unshaped is true", "leave them out, or this"],
             ),
             ("[migrator]\ncommand = []", &["line 2: migrator.command is empty", "write a program"]),
-            ("[migrator]\nstarts-destination = true", &["line 1", "missing field `command`"]),
+            ("[migrator]\nstarts-destination = true", &["line 1", "missing field \"command\""]),
             ("[migrator]\ncommand = [\"x\", \"{qmp}\"]", &["line 2: migrator.command is {qmp}", "{source-qmp}"]),
             (
                 "[migrator]\ncommand = [\"x\"]\nstarts-destination = true",
@@ -308,7 +313,7 @@ mod tests {
             ("[[factor]]\nfield = \"migrate.downtime\"\nvalues = []", &["migrate.downtime", "at least one"]),
             ("[[factor]]\nfield = \"repeats.x\"\nvalues = [1]\n[x]", &["unknown field"]),
             ("repeats = 3\n[[factor]]\nfield = \"repeats.x\"\nvalues = [1]", &["repeats is no table"]),
-            ("[[factor]]\nfield = \"workload.dirt\"\nvalues = [1]", &["workload.dirt = 1", "unknown field `dirt`"]),
+            ("[[factor]]\nfield = \"workload.dirt\"\nvalues = [1]", &["workload.dirt = 1", "unknown field \"dirt\""]),
             ("[[factor]]\nfield = \"workload.dirty\"\nvalues = [\"0\", \"0\"]", &["twice", "repeats"]),
             ("[[factor]]\nfield = \"workload.dirty\"\nvalues = [\"0\", \"3\"]", &["workload.dirty = 3", "80MiB/s"]),
             ("[[factor]]\nvalues = [3]", &["without `field`", "label"]),

@@ -176,7 +176,8 @@ impl FigureBook {
             let announced = seen.announced.map(|announced| milliseconds(announced.saturating_sub(last.received)));
             self.put("outside.announce", announced);
         }
-        let border = last.map_or(seen.end, |answer| answer.received);
+        // a guest that stayed answers after the migration, too
+        let border = last.filter(|_| first.is_some()).map_or(seen.end, |answer| answer.received);
         let after = first.map_or(seen.end, |answer| answer.received);
         let windows = [
             ("before", seen.watched_from..seen.begin),

@@ -4,6 +4,7 @@
 //! about a migration: every trial is a `qferry migrate` like anybody's, in a process of its own.
 
 mod analysis;
+mod brief_command;
 mod censored;
 mod command;
 mod condition;
@@ -32,7 +33,7 @@ mod trial;
 mod trial_record;
 mod tune;
 
-pub(crate) use analysis::{FarTrial, SweepAnalysis};
+pub(crate) use analysis::{ConfigurationTrials, FarTrial, SweepAnalysis};
 pub(crate) use censored::{IntervalEstimate, KnownValue};
 pub(crate) use command::migrate_words;
 pub(crate) use condition::{

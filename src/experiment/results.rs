@@ -18,6 +18,7 @@ use thiserror::Error;
 
 const SPEC: &str = "spec.toml";
 const TRIALS: &str = "trials.jsonl";
+const ENVIRONMENT: &str = "environment.json";
 const SAMPLES: &str = "samples.jsonl";
 
 /// A sample of a trial over time, as far as a report draws it.
@@ -89,12 +90,12 @@ impl SweepResults {
             }
             records = whole_records(folder)?;
             samples = keep_samples_of(folder, &records)?;
-        } else if fs::read_dir(folder).map_err(of(folder))?.next().is_some() {
+        } else if !is_unused(folder)? {
             return Err(wrong("it is not empty: go on with the sweep in it, or give another folder"));
         } else {
             write_whole(&spec, text.as_bytes())?;
         }
-        let environment = folder.join("environment.json");
+        let environment = folder.join(ENVIRONMENT);
         let text =
             serde_json::to_vec_pretty(&host::environment()).map_err(io::Error::from).map_err(of(&environment))?;
         write_whole(&environment, &text)?;
@@ -159,20 +160,32 @@ impl SweepResults {
         self.keep_tables(plan)
     }
 
-    /// Adds the last record to the tables. They are made anew for the first record since the folder was opened, as a
-    /// kill may have torn a row, and for one with figures that have no column yet.
+    /// Adds the last record to the tables. They are made anew for one with figures that have no column yet.
     fn keep_tables(&mut self, plan: &SweepPlan) -> Result<(), ResultsError> {
         let Some((last, _)) = self.records.split_last() else { return Ok(()) };
         let has_columns = |columns: &Vec<String>| last.figures.keys().all(|name| columns.contains(name));
-        let wrong = of(&self.folder);
         if let Some(columns) = self.columns.as_ref().filter(|columns| has_columns(columns)) {
-            for (name, rows) in tables::tables(plan, columns, std::slice::from_ref(last), false).map_err(wrong)? {
+            for (name, rows) in
+                tables::tables(plan, columns, std::slice::from_ref(last), false).map_err(of(&self.folder))?
+            {
                 let path = self.folder.join(name);
                 let mut file = File::options().append(true).open(&path).map_err(of(&path))?;
                 file.write_all(&rows).map_err(of(&path))?;
             }
             return Ok(());
         }
+        self.make_tables(plan)
+    }
+
+    /// Makes the tables of all records that are kept.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub(crate) fn make_tables(&mut self, plan: &SweepPlan) -> Result<(), ResultsError> {
+        if self.records.is_empty() {
+            return Ok(());
+        }
+        let wrong = of(&self.folder);
         let columns = self.figure_names();
         for (name, table) in tables::tables(plan, &columns, &self.records, true).map_err(wrong)? {
             write_whole(&self.folder.join(name), &table)?;
@@ -220,6 +233,17 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), ResultsError>
     fs::rename(&new, path).map_err(of(path))
 }
 
+/// Whether a folder is empty, but for what a sweep leaves that could not run its first trial.
+fn is_unused(folder: &Path) -> Result<bool, ResultsError> {
+    for entry in fs::read_dir(folder).map_err(of(folder))? {
+        let name = entry.map_err(of(folder))?.file_name();
+        if name != SPEC && name != ENVIRONMENT {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// The whole records of a folder, and the length of the file up to the end of the last of them.
 fn records(folder: &Path) -> Result<(Vec<TrialRecord>, u64), ResultsError> {
     let path = folder.join(TRIALS);
@@ -229,13 +253,13 @@ fn records(folder: &Path) -> Result<(Vec<TrialRecord>, u64), ResultsError> {
         Err(error) => return Err(of(&path)(error)),
     };
     let mut reader = BufReader::new(file);
-    let (mut records, mut whole, mut text) = (Vec::new(), 0, String::new());
-    while reader.read_line(&mut text).map_err(of(&path))? > 0 {
-        // A line that was torn by a kill ends what can be read.
-        let Some(record) = text.strip_suffix('\n').and_then(|line| serde_json::from_str(line).ok()) else { break };
+    let (mut records, mut whole, mut line) = (Vec::new(), 0, Vec::new());
+    while reader.read_until(b'\n', &mut line).map_err(of(&path))? > 0 {
+        // A line that was torn by a kill, even within a character, ends what can be read.
+        let Some(record) = line.strip_suffix(b"\n").and_then(|line| serde_json::from_slice(line).ok()) else { break };
         records.push(record);
-        whole += text.len() as u64;
-        text.clear();
+        whole += line.len() as u64;
+        line.clear();
     }
     Ok((records, whole))
 }
@@ -379,14 +403,20 @@ mod tests {
         let (plan, text) = plan();
         let mut results = SweepResults::open(folder.path(), text, false).expect("the folder is empty");
         results.add(&plan, 0, result(12.5)).expect("it is kept");
-        let append = |name: &str, text: &str| {
+        let whole = read(folder.path(), "trials.csv");
+        let append = |name: &str, bytes: &[u8]| {
             let mut file = File::options().append(true).open(folder.path().join(name)).expect("it is there");
-            file.write_all(text.as_bytes()).expect("it can be written");
+            file.write_all(bytes).expect("it can be written");
         };
-        append(TRIALS, "{\"trial\":1,\"blo");
-        append(SAMPLES, "{\"trial\":1,\"t_ms\":4}\n{\"tri");
+        append(TRIALS, b"{\"trial\":1,\"outcome\":\"caf\xc3");
+        append(SAMPLES, b"{\"trial\":1,\"t_ms\":4}\n{\"tri");
+        append("trials.csv", b"1,0,");
+        fs::remove_file(folder.path().join("metrics.csv")).expect("it is there");
         let mut results = SweepResults::open(folder.path(), text, true).expect("it goes on");
         assert_eq!(results.records.len(), 1);
+        results.make_tables(&plan).expect("they can be written");
+        assert_eq!(read(folder.path(), "trials.csv"), whole);
+        assert!(read(folder.path(), "metrics.csv").contains("blackout,ms,"));
         results.add(&plan, 1, result(13.5)).expect("it is kept");
         let (again, spec) = SweepResults::read(folder.path()).expect("it is whole");
         assert_eq!((again.records.len(), spec.as_str()), (2, text));
@@ -400,7 +430,9 @@ mod tests {
         let open =
             |text: &str, resumes| SweepResults::open(folder.path(), text, resumes).map_err(|error| error.to_string());
         assert!(open("a", true).expect_err("nothing to resume").contains("begin a new one"));
-        open("a", false).expect("it is empty");
+        open("of a QEMU that is not there", false).expect("it is empty");
+        open("a", false).expect("no trial was run in it");
+        fs::write(folder.path().join(TRIALS), "").expect("a trial begins");
         assert!(open("a", false).expect_err("not empty").contains("go on with the sweep"));
         assert!(open("b", true).expect_err("another spec").contains("another spec"));
         open("a", true).expect("the same spec");

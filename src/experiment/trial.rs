@@ -4,6 +4,7 @@
 //! destination, as long as machine, disks and workload stay the same.
 
 use super::{
+    brief_command::{hook, run_briefly},
     command::{QemuFiles, moving_words},
     debug_lines::GuestReady,
     engine_run::{EngineCall, EngineRun},
@@ -17,7 +18,7 @@ use super::{
     sealed_disks::SealedDisks,
     spec::{SweepDisks, SweepLink, SweepMachine, SweepSpec, SweepWorkload},
     spec_error::SpecError,
-    started_qemu::{StartedQemu, TrialError, last_line, of_file},
+    started_qemu::{StartedQemu, TrialError, of_file},
 };
 use crate::{progress::RunsOn, run_id::RunId, trust};
 use serde_json::{Value, json};
@@ -29,15 +30,13 @@ use std::{
 };
 use tokio::{
     process::Command,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 
 /// The guest that ships with qferry.
 const GUEST: &[u8] = include_bytes!("guest/sweep-guest.elf");
 /// The time in which the guest must have read all its data.
 const VERIFY: Duration = Duration::from_secs(120);
-/// The time of a command of `prepare` or `cleanup`, and of making an image.
-const SHELL: Duration = Duration::from_secs(600);
 /// A host whose CPUs are taken away for more than this share, per cent, tells too little of a guest.
 const STEAL: f64 = 5.0;
 /// And so does one that hears the beats, one each millisecond, this many milliseconds late.
@@ -244,6 +243,12 @@ impl TrialBed {
             }
             None => None,
         };
+        let ends = MigrationEnds {
+            source_qmp: qemu.files.qmp.clone(),
+            destination_qmp: destination.files.qmp.clone(),
+            destination: setup.link.is_asked_for().then_some(end.other()),
+        };
+        let words = moving_words(setup, &self.engine, policy.as_ref(), &ends).map_err(unusable)?;
         let mut seen = TrialObservation { load: host::load(), ..TrialObservation::default() };
         let places = [("QFERRY_SOURCE", &qemu.files.qmp), ("QFERRY_DESTINATION", &destination.files.qmp)];
         hook(setup.prepare.as_ref(), "prepare", &places).await?;
@@ -253,15 +258,10 @@ impl TrialBed {
         // A QEMU that is not there yet has used nothing.
         let cpu = [qemu.cpu(), destination.cpu().or(starts_destination.then_some(0.0))];
         let ticks = host::steal_ticks();
-        let ends = MigrationEnds {
-            source_qmp: qemu.files.qmp.clone(),
-            destination_qmp: destination.files.qmp.clone(),
-            destination: setup.link.is_asked_for().then_some(end.other()),
-        };
         let call = EngineCall {
             entrance: self.enter(end),
             is_without_names: self.hosts.as_ref().is_some_and(JoinedHosts::are_of_a_user),
-            words: moving_words(setup, &self.engine, policy.as_ref(), &ends).map_err(unusable)?,
+            words,
             is_engine: setup.migrator.is_none(),
             state,
             limit: setup.limit,
@@ -269,7 +269,14 @@ impl TrialBed {
         let hosts = self.hosts.as_ref().filter(|_| setup.link.is_asked_for());
         let carried = || hosts.and_then(JoinedHosts::carried);
         let carried_before = carried();
-        let run = call.run(self.clock).await?;
+        let run = match call.run(self.clock).await {
+            Ok(run) => run,
+            Err(error) => {
+                // what was prepared is cleaned up in any case, and why nothing ran is what is told
+                hook(setup.cleanup.as_ref(), "cleanup", &places).await.ok();
+                return Err(error);
+            }
+        };
         seen.carried = carried().zip(carried_before).map(|(after, before)| after.saturating_sub(before));
         (seen.begin, seen.end) = (run.begin, run.end);
         let start = if starts_destination { Duration::ZERO } else { destination.took };
@@ -285,7 +292,9 @@ impl TrialBed {
         } else {
             (ended(&run, legs), run.outcome.as_ref().map(|outcome| outcome.runs_on))
         };
-        hook(setup.cleanup.as_ref(), "cleanup", &places).await?;
+        // the migration was measured, whatever comes after it
+        let cleaned = hook(setup.cleanup.as_ref(), "cleanup", &places).await;
+        result.invalid.extend(cleaned.err().map(|error| error.to_string()));
         let is_there = runs_on == Some(RunsOn::Destination);
         if is_there && setup.verify {
             result.invalid.extend(verify(&mut destination, ready).await.err());
@@ -433,27 +442,6 @@ async fn verify(guest: &mut StartedQemu, ready: GuestReady) -> Result<(), String
         sleep(Duration::from_millis(10)).await;
     }
     guest.press("q").await.map_err(|error| error.to_string())
-}
-
-async fn hook(command: Option<&String>, name: &str, places: &[(&str, &PathBuf)]) -> Result<(), TrialError> {
-    let Some(command) = command else { return Ok(()) };
-    let mut shell = Command::new("/bin/sh");
-    shell.arg("-c").arg(command).envs(places.iter().map(|(name, path)| (*name, path.as_os_str())));
-    run_briefly(shell, name).await
-}
-
-/// Runs a command to its end.
-async fn run_briefly(mut command: Command, name: &str) -> Result<(), TrialError> {
-    let ended = timeout(SHELL, command.kill_on_drop(true).output()).await;
-    let output = match ended {
-        Ok(Ok(output)) => output,
-        Ok(Err(source)) => return Err(TrialError::Start { program: name.to_owned(), source }),
-        Err(_) => return Err(TrialError::Other(format!("{name} has not ended within {} s", SHELL.as_secs()))),
-    };
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(TrialError::Other(format!("{name} failed ({}): {}", output.status, last_line(&output.stderr))))
 }
 
 fn stolen(before: Option<(u64, u64)>, after: Option<(u64, u64)>) -> Option<f64> {

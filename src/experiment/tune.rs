@@ -248,7 +248,11 @@ impl PolicySearch {
         let mut others: Vec<(f64, usize)> = (0..)
             .zip(&analysis.configurations)
             .filter(|(at, trials)| !met.contains(at) && trials.counted > 0)
-            .map(|(at, trials)| (trials.median(&self.goal.figure).map_or(f64::INFINITY, |median| median.value), at))
+            .map(|(at, trials)| {
+                let distance = |value: f64| if self.goal.asks_for_more() { -value } else { value };
+                let estimate = trials.estimate(&self.goal, plan.spec.seed);
+                (estimate.map_or(f64::INFINITY, |estimate| distance(estimate.value)), at)
+            })
             .collect();
         others.sort_by(|one, other| one.0.total_cmp(&other.0));
         let order = met.into_iter().chain(others.into_iter().map(|(_, at)| at));
@@ -415,6 +419,10 @@ mod tests {
             record(3, "moved", 90.0, 7000.0),
         ];
         assert_eq!(search.survivors(&plan, &records), ["c", "a", AS_IT_STANDS]);
+        let more = PolicySearch { goal: "ram.bytes>2GiB".parse().expect("a goal"), ..search.clone() };
+        let mut sent = records.clone();
+        sent[3].figures.insert("ram.bytes".into(), 2e9);
+        assert_eq!(more.survivors(&plan, &sent), ["c", AS_IT_STANDS, "a"], "more is nearer to it");
         let seen = bandwidth_seen(&records).expect("it was carried");
         assert!((seen - 1e9 / 6.91).abs() < 1e6, "{seen}");
         assert_eq!(bandwidth_seen(&[]), None);

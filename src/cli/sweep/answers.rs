@@ -4,8 +4,8 @@ use super::picture::{known, number, with_interval};
 use crate::{
     cli::render,
     experiment::{
-        ComparedFigure, FigureBound, FigureCondition, FigureStatistic, GoalCertainty, IntervalEstimate, MetGoal,
-        SweepAnalysis, SweepPlan, SweepResults, compared, definition, meeting,
+        ComparedFigure, ConfigurationTrials, FigureBound, FigureCondition, FigureStatistic, GoalCertainty,
+        IntervalEstimate, MetGoal, SweepAnalysis, SweepPlan, SweepResults, compared, definition, meeting,
     },
 };
 use serde_json::{Value, json};
@@ -125,6 +125,14 @@ pub(super) fn compare(
     }
     let mut failed = Vec::new();
     for (condition, figure) in fails.iter().zip(&figures[own..]) {
+        for trials in &after.configurations {
+            let twin = before.configurations.iter().find(|twin| twin.levels == trials.levels);
+            match twin.map(|twin| (twin.estimate(condition, seed), trials.estimate(condition, seed))) {
+                Some((Some(_), None)) => failed.push(nothing_known(condition, trials)),
+                Some((None, _)) => unknown(condition, &trials.label, "the first sweep has no such figure of it"),
+                _ => {}
+            }
+        }
         for row in compared(&before, &after, std::slice::from_ref(figure), seed) {
             let (after, before) = (known(row.after.known()), known(row.before.known()));
             match condition.holds_of(row.after, Some(row.before)) {
@@ -144,6 +152,14 @@ pub(super) fn compare(
         render::print(&compared_words(&rows));
     }
     Ok(failed)
+}
+
+/// Why a condition on a figure fails that nothing is known of: a check that has nothing to look at must not pass.
+fn nothing_known(condition: &FigureCondition, trials: &ConfigurationTrials) -> String {
+    format!(
+        "whether {condition} holds with {} cannot be told: {} of {} trials count, and none of them has {}",
+        trials.label, trials.counted, trials.tried, condition.figure
+    )
 }
 
 /// Says that trials which were ended or failed leave a condition open, which is no reason to fail.
@@ -197,9 +213,15 @@ pub(super) fn failing(
         if matches!(condition.bound, FigureBound::Times(_)) {
             return Err(format!("{condition}: a multiple needs two sweeps, with --compare"));
         }
-        for trials in &analysis.configurations {
-            let sample = trials.sample(&condition.figure);
-            let Some(estimate) = condition.statistic.estimate(&sample, plan.spec.seed) else { continue };
+        for trials in analysis.configurations.iter().filter(|trials| trials.tried > 0) {
+            let Some(estimate) = trials.estimate(condition, plan.spec.seed) else {
+                // a figure may be one that a setting does not have, but trials that all failed have none at all
+                match trials.counted {
+                    0 => failed.push(nothing_known(condition, trials)),
+                    _ => unknown(condition, &trials.label, "no trial has such a figure"),
+                }
+                continue;
+            };
             let value = known(estimate.known());
             match condition.holds_of(estimate, None) {
                 Some(true) => failed.push(format!("{condition} holds with {}: {value}", trials.label)),
@@ -209,4 +231,65 @@ pub(super) fn failing(
         }
     }
     Ok(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// Two settings: of the first every trial moved its guest, of the second those with a blackout.
+    fn sweep(second: Option<f64>) -> ReadSweep {
+        let text = "repeats = 5\n[[factor]]\nfield = \"migrate.downtime\"\nvalues = [\"20ms\", \"300ms\"]\n";
+        let plan = SweepPlan::read(text).expect("the spec is right");
+        let mut trials = String::new();
+        for trial in &plan.trials {
+            let blackout = if trial.configuration == 0 { Some(10.0) } else { second };
+            let (outcome, figures) = match blackout {
+                Some(blackout) => ("moved", json!({ "blackout": blackout, "total": 900.0 })),
+                None => ("not-run", json!({})),
+            };
+            let record = json!({ "trial": trial.number, "block": trial.block, "configuration": trial.configuration,
+                "levels": plan.configurations[trial.configuration].levels, "ended_ms": 1, "outcome": outcome,
+                "reason": null, "censored": false, "leg": 1, "stop_ms": null, "invalid": [], "notes": [],
+                "figures": figures });
+            trials += &format!("{record}\n");
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        for (name, text) in [("spec.toml", text), ("trials.jsonl", &trials)] {
+            fs::write(folder.path().join(name), text).expect(name);
+        }
+        ReadSweep::of(folder.path()).expect("a sweep")
+    }
+
+    fn conditions(text: &str) -> Vec<FigureCondition> {
+        vec![text.parse().expect(text)]
+    }
+
+    #[test]
+    fn a_check_that_has_nothing_to_look_at_does_not_pass() {
+        for (second, condition, expected) in [
+            (Some(20.0), "blackout>50ms", None),
+            (Some(60.0), "blackout>50ms", Some("holds with")),
+            (None, "blackout>50ms", Some("0 of 5 trials count")),
+            (None, "blackout.p99>50ms", Some("cannot be told")),
+            // a figure that settings need not have
+            (Some(20.0), "postcopy.fault>1ms", None),
+        ] {
+            let read = sweep(second);
+            let failed = failing(&read.plan, &read.analysis(), &conditions(condition)).expect(condition);
+            assert_eq!(failed.len(), usize::from(expected.is_some()), "{condition}: {failed:?}");
+            assert!(failed.iter().all(|why| why.contains(expected.unwrap_or_default())), "{condition}: {failed:?}");
+        }
+        for (before, after, condition, fails) in [
+            (Some(20.0), Some(21.0), "blackout>1.1x", false),
+            (Some(20.0), Some(30.0), "blackout>1.1x", true),
+            (Some(20.0), None, "blackout>1.1x", true),
+            (None, Some(30.0), "blackout>1.1x", false),
+            (Some(20.0), Some(20.0), "postcopy.fault>1.1x", false),
+        ] {
+            let failed = compare(&sweep(before), &sweep(after), &conditions(condition), true).expect(condition);
+            assert_eq!(failed.len(), usize::from(fails), "{before:?} {after:?} {condition}: {failed:?}");
+        }
+    }
 }

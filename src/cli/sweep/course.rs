@@ -70,8 +70,15 @@ pub(super) async fn to_the_end(
     resumes: bool,
     json: bool,
 ) -> Result<SweepResults, ExitCode> {
-    let mut results = SweepResults::open(folder, text, resumes)
-        .map_err(|error| misused(&format!("{error} (--resume goes on with a sweep)"), json))?;
+    let mut results = SweepResults::open(folder, text, resumes).map_err(|error| {
+        misused(
+            &match resumes {
+                true => error.to_string(),
+                false => format!("{error} (--resume goes on with a sweep)"),
+            },
+            json,
+        )
+    })?;
     let bed = own_program().and_then(|engine| TrialBed::make(engine, &folder.join("images")));
     let mut bed = bed.map_err(|error| failed(&error.to_string(), json))?;
     let mut signals = Signals::watch().ok_or_else(|| failed("the system lets no signal be caught", json))?;
@@ -102,6 +109,8 @@ pub(super) async fn to_the_end(
 /// Runs the trials that are not there yet.
 async fn trials(plan: &SweepPlan, results: &mut SweepResults, bed: &mut TrialBed, json: bool) -> Result<(), String> {
     let begin = Instant::now();
+    // a kill may have torn a row of the tables, or have come before the last one
+    results.make_tables(plan).map_err(|error| error.to_string())?;
     let done: Vec<usize> = results.records.iter().map(|record| record.trial).collect();
     let rest: Vec<_> = plan.trials.iter().filter(|trial| !done.contains(&trial.number)).collect();
     if rest.is_empty() {
@@ -115,7 +124,7 @@ async fn trials(plan: &SweepPlan, results: &mut SweepResults, bed: &mut TrialBed
         let result = match bed.run(&configuration.setup).await {
             Ok(result) => result,
             // A sweep whose first trial cannot be run would have none.
-            Err(error) if ran == 0 => return Err(error.to_string()),
+            Err(error) if results.records.is_empty() => return Err(error.to_string()),
             Err(error) => {
                 TrialResult { outcome: "not-run".into(), reason: Some(error.to_string()), ..TrialResult::default() }
             }

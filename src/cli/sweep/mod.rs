@@ -11,7 +11,9 @@ use super::{
     exit::{failed, misused},
     render,
 };
-use crate::experiment::{EXAMPLE, FigureCondition, SweepAnalysis, SweepPlan, SweepResults, TRIALS, TRIALS_LEAST};
+use crate::experiment::{
+    EXAMPLE, FigureBound, FigureCondition, SweepAnalysis, SweepPlan, SweepResults, TRIALS, TRIALS_LEAST,
+};
 use answers::ReadSweep;
 use course::{WordsCheck, read, to_the_end};
 use serde_json::json;
@@ -109,6 +111,9 @@ pub(super) async fn run(arguments: &SweepArguments, check: WordsCheck) -> ExitCo
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&format!("the example cannot be written: {error}"), json),
         };
+    }
+    if let Some(goal) = arguments.goal.as_ref().filter(|goal| matches!(goal.bound, FigureBound::Times(_))) {
+        return misused(&format!("--goal {goal}: a multiple needs two sweeps, with --compare and --fail-if"), json);
     }
     if let [before, after] = &arguments.compare[..] {
         let both = ReadSweep::of(before).and_then(|before| Ok((before, ReadSweep::of(after)?)));
