@@ -4,6 +4,10 @@
 //! Owns its files. `trials.jsonl` is what counts: the tables are made from it.
 
 use super::{grid::SweepPlan, host, tables, trial::TrialResult, trial_record::TrialRecord};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::{
@@ -70,6 +74,8 @@ pub(crate) struct SweepResults {
     samples: BTreeMap<usize, Range<u64>>,
     /// The figures that the tables have a column for; none before these are first made.
     columns: Option<Vec<String>>,
+    /// The spec's file, locked for as long as the sweep runs.
+    _lock: Option<File>,
 }
 
 impl SweepResults {
@@ -82,6 +88,8 @@ impl SweepResults {
         fs::create_dir_all(folder).map_err(of(folder))?;
         let spec = folder.join(SPEC);
         let (mut records, mut samples) = (Vec::new(), BTreeMap::new());
+        let running = || wrong("another sweep is running in it: wait for its end, or give another folder");
+        let lock = locked(&spec).map_err(|_taken| running())?;
         if resumes {
             match fs::read_to_string(&spec) {
                 Ok(before) if before == text => {}
@@ -95,11 +103,13 @@ impl SweepResults {
         } else {
             write_whole(&spec, text.as_bytes())?;
         }
+        // a spec that was written anew is another file
+        let lock = if resumes { lock } else { locked(&spec).map_err(|_taken| running())? };
         let environment = folder.join(ENVIRONMENT);
         let text =
             serde_json::to_vec_pretty(&host::environment()).map_err(io::Error::from).map_err(of(&environment))?;
         write_whole(&environment, &text)?;
-        Ok(Self { folder: folder.to_owned(), records, samples, columns: None })
+        Ok(Self { folder: folder.to_owned(), records, samples, columns: None, _lock: lock })
     }
 
     /// Reads the folder of a sweep, without samples, and its spec's text.
@@ -110,7 +120,8 @@ impl SweepResults {
         let spec = folder.join(SPEC);
         let text = fs::read_to_string(&spec).map_err(of(&spec))?;
         let (records, _) = records(folder)?;
-        Ok((Self { folder: folder.to_owned(), records, samples: BTreeMap::new(), columns: None }, text))
+        let samples = BTreeMap::new();
+        Ok((Self { folder: folder.to_owned(), records, samples, columns: None, _lock: None }, text))
     }
 
     /// The folder.
@@ -231,6 +242,18 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), ResultsError>
     let new = path.with_extension("new");
     fs::write(&new, bytes).map_err(of(&new))?;
     fs::rename(&new, path).map_err(of(path))
+}
+
+/// A file, locked; none where it is not there, or its filesystem has no locks.
+///
+/// # Errors
+/// Somebody else has locked it.
+fn locked(path: &Path) -> Result<Option<File>, Errno> {
+    let Ok(file) = File::open(path) else { return Ok(None) };
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => Err(Errno::WOULDBLOCK),
+        locked => Ok(locked.is_ok().then_some(file)),
+    }
 }
 
 /// Whether a folder is empty, but for what a sweep leaves that could not run its first trial.
@@ -388,8 +411,12 @@ mod tests {
         // the tables are those that a folder gets which is opened again, and so are the samples
         let names = ["results.csv", "trials.csv", "data_quality.csv"];
         let added = names.map(|name| read(folder.path(), name));
+        let samples = results.samples.clone();
+        let beside = SweepResults::open(folder.path(), text, true).expect_err("it is running");
+        assert!(beside.to_string().contains("another sweep is running"), "{beside}");
+        drop(results);
         let mut again = SweepResults::open(folder.path(), text, true).expect("it goes on");
-        assert_eq!(again.samples, results.samples);
+        assert_eq!(again.samples, samples);
         again.keep_tables(&plan).expect("they are made");
         assert_eq!(names.map(|name| read(folder.path(), name)), added);
         let samples = again.samples_of(&[4, 2]).expect("they are there");
@@ -412,6 +439,7 @@ mod tests {
         append(SAMPLES, b"{\"trial\":1,\"t_ms\":4}\n{\"tri");
         append("trials.csv", b"1,0,");
         fs::remove_file(folder.path().join("metrics.csv")).expect("it is there");
+        drop(results);
         let mut results = SweepResults::open(folder.path(), text, true).expect("it goes on");
         assert_eq!(results.records.len(), 1);
         results.make_tables(&plan).expect("they can be written");
