@@ -176,7 +176,9 @@ impl PolicySearch {
     }
 
     fn candidate(&self, number: usize, random: &mut fastrand::Rng, bandwidth: f64) -> Option<PolicyCandidate> {
-        let fields = drawn_fields(random, self.budget);
+        let mut fields = drawn_fields(random, self.budget);
+        // what the spec says of the policy is its user's wish
+        fields.retain(|name, _| !self.spec.policy.contains_key(name));
         let mut table = self.base.clone();
         table.extend(fields.clone());
         let policy = Policy::from_toml(&toml::to_string(&table).ok()?).ok()?;
@@ -186,7 +188,7 @@ impl PolicySearch {
 
     /// What the model says of a policy: the spec's guest, as it is told to work, over a link of this bandwidth.
     fn foresee(&self, policy: &Policy, bandwidth: f64) -> Estimate {
-        let SweepSpec { machine, disks, workload, .. } = &self.spec;
+        let SweepSpec { machine, disks, workload, migrate, .. } = &self.spec;
         let dirty_rate = match workload.dirty.as_str() {
             // as fast as a processor writes to memory
             "max" => 4e9,
@@ -195,6 +197,7 @@ impl PolicySearch {
         let written = (u64::from(workload.writes) * workload.block.0).min(workload.span.0);
         let job = ConvergenceJob {
             budget: self.budget,
+            ceiling: migrate.get("bandwidth").and_then(toml::Value::as_str).and_then(|rate| rate.parse().ok()),
             memory: machine.memory.0,
             disks: vec![disks.size.0; disks.count as usize],
             dirty_rate: Some(dirty_rate),
@@ -207,13 +210,15 @@ impl PolicySearch {
             .under(policy),
             ..ConvergenceJob::default()
         };
+        // a sealed disk has all that was filled on the other side already
+        let bytes = if disks.sealed { 0 } else { disks.filled.0 };
         let input = PredictionInput {
             memory: machine.memory.0,
             used: Some(workload.memory.0),
             working_set: Some(workload.memory.0 as f64),
             dirty_rate,
             disks: (0..disks.count)
-                .map(|disk| DiskInput { name: disk.to_string(), bytes: disks.filled.0, write_rate: written })
+                .map(|disk| DiskInput { name: disk.to_string(), bytes, write_rate: written })
                 .collect(),
             link: Some(bandwidth),
             switchover_bandwidth: true,
@@ -330,6 +335,21 @@ mod tests {
         }
         let alone = SweepPlan::read(&search.reference()).expect("it is a spec");
         assert_eq!((alone.configurations.len(), alone.trials.len()), (1, 3));
+    }
+
+    #[test]
+    fn what_the_spec_says_of_the_policy_and_the_link_holds_for_every_candidate() {
+        let told = search(&format!("{TEXT}throttle-max = 20\n"));
+        assert!(told.candidates(125e6).iter().all(|candidate| !candidate.fields.contains_key("throttle-max")));
+        let time = |text: &str| {
+            let foreseen = search(text).foresee(&Policy::from_toml("").expect("the default"), 125e6);
+            foreseen.total_ms.expect("it moves")
+        };
+        let idle = TEXT.replace("60MiB/s", "0");
+        let usual = time(&idle);
+        assert!(time(&idle.replace("downtime =", "bandwidth = \"30MiB/s\"\ndowntime =")) > usual * 2);
+        assert!(time(&format!("{idle}[disks]\nfilled = \"256MiB\"\n")) > usual);
+        assert!(time(&format!("{idle}[disks]\nfilled = \"256MiB\"\nsealed = true\n")) < usual);
     }
 
     #[test]
