@@ -280,7 +280,7 @@ impl<'a> MemoryOutlook<'a> {
             }
             RamRung::Throttle => (abilities.throttle && now.applied.throttle < policy.throttle_max).then(|| {
                 let percent = self.throttle();
-                // what stands still does not fit, whatever its size: QEMU has counted more than the looks have seen
+                // A rest that stands still does not fit, whatever its size: QEMU counts more than the looks see.
                 let saves = self.saves(percent).filter(|_| !self.stands_still);
                 if let Some(saved) = saves.filter(|saved| *saved < millis(self.patience)) {
                     let saved = saved.max(0.0);

@@ -258,8 +258,8 @@ fn a_throttle_comes_in_time() {
 
 #[test]
 fn a_rest_that_seems_to_fit_and_stands_still_is_throttled() {
-    // the guest rewrites a hundredth of its memory three times as fast as it is sent: every count of QEMU's finds all
-    // of it, and the looks in between see less
+    // The guest rewrites a hundredth of its memory three times as fast as RAM is sent. QEMU's counts find all of that,
+    // while the looks in between see less.
     let bandwidth = 112_812_500.0;
     let guest = guest(1024.0 * MIB, 10.24 * MIB, bandwidth * 3.0);
     let run = simulate(&policy("converge"), &job(&guest, 100), &guest, &link(bandwidth));

@@ -272,7 +272,7 @@ impl TrialBed {
         let run = match call.run(self.clock).await {
             Ok(run) => run,
             Err(error) => {
-                // what was prepared is cleaned up in any case, and why nothing ran is what is told
+                // The cleanup is due whatever happened, and the error is why nothing ran.
                 hook(setup.cleanup.as_ref(), "cleanup", &places).await.ok();
                 return Err(error);
             }

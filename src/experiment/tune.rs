@@ -177,7 +177,7 @@ impl PolicySearch {
 
     fn candidate(&self, number: usize, random: &mut fastrand::Rng, bandwidth: f64) -> Option<PolicyCandidate> {
         let mut fields = drawn_fields(random, self.budget);
-        // what the spec says of the policy is its user's wish
+        // Fields that the spec sets are its user's wish.
         fields.retain(|name, _| !self.spec.policy.contains_key(name));
         let mut table = self.base.clone();
         table.extend(fields.clone());
